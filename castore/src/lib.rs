@@ -1,0 +1,24 @@
+//! Content: blobs and directories by their BLAKE3 digests, the two services that keep them, the
+//! backends of those services, and how trees get in and out. Nothing here knows of Nix.
+
+pub mod blob_service;
+pub mod chunking;
+pub mod closure;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod digest;
+pub mod directory;
+pub mod directory_service;
+pub mod name;
+pub mod node;
+pub mod outboard;
+
+pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};
+pub use digest::Digest;
+pub use directory::Directory;
+pub use directory_service::{DirectoryError, DirectoryService};
+pub use name::{Name, SymlinkTarget};
+pub use node::Node;
+
+/// An error kept as the source of another.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,12 @@
+//! Nix store paths over content: what is known of each path, how its NAR is made and hashed, and
+//! the service that keeps it. How content is stored is the affair of `castore`.
+
+pub mod nar;
+pub mod nixbase32;
+pub mod path_info;
+pub mod path_info_service;
+pub mod store_path;
+
+pub use path_info::{ContentAddress, NarInfo, PathInfo, Signature};
+pub use path_info_service::{NarWitness, PathInfoError, PathInfoService};
+pub use store_path::{OutputHash, StorePath};
