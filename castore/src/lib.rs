@@ -9,9 +9,11 @@ pub mod conformance;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
+pub mod import;
 pub mod name;
 pub mod node;
 pub mod outboard;
+pub mod roots;
 
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};
 pub use digest::Digest;
