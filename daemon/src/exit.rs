@@ -90,7 +90,10 @@ impl fmt::Display for Failure {
 fn chain<'a>(
     error: Option<&'a (dyn Error + 'static)>,
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(error, |error| error.source())
+    fn source<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        (*error).source()
+    }
+    std::iter::successors(error, source)
 }
 
 struct Advice {
@@ -111,7 +114,8 @@ impl Advice {
 const NO_SPACE: &str = "make room on the disk that holds the store, and try again: what was \
     stored before is not affected";
 
-const UNAVAILABLE: &str = "check the address, and that `cairn daemon` (or another store) runs there";
+const UNAVAILABLE: &str =
+    "check the address, and that `cairn daemon` (or another store) runs there";
 
 const DAMAGED: &str = "storing the same content again, as by importing the tree once more, \
     repairs it";

@@ -131,7 +131,10 @@ pub(crate) enum SharedStoreError {
 
 impl SharedStore {
     /// Opens the store in a folder, or finds the process that has it open.
-    pub(crate) async fn open(path: &Path, contents: Contents) -> Result<Arc<Self>, SharedStoreError> {
+    pub(crate) async fn open(
+        path: &Path,
+        contents: Contents,
+    ) -> Result<Arc<Self>, SharedStoreError> {
         let store = Arc::new(Self {
             path: path.to_owned(),
             socket: SocketPlace::new(path),
@@ -243,10 +246,10 @@ impl SharedStore {
 
     /// The store, held by another process.
     fn join(&self, term: u64) -> Result<Backend, SharedStoreError> {
-        let (peer, reachable) = self.socket.peer().map_err(|source| SharedStoreError::Socket {
-            path: self.path.clone(),
-            source,
-        })?;
+        let (peer, reachable) = self
+            .socket
+            .peer()
+            .map_err(|source| SharedStoreError::Socket { path: self.path.clone(), source })?;
         Ok(Backend {
             term,
             blobs: Arc::new(GrpcBlobService::new(peer.clone())),

@@ -33,7 +33,8 @@ impl LoggingArgs {
             (false, _) => LevelFilter::TRACE,
         };
         // What libraries below us do is of interest only to who asks for everything.
-        let others = level.min(if self.verbose > 2 { LevelFilter::DEBUG } else { LevelFilter::WARN });
+        let others =
+            level.min(if self.verbose > 2 { LevelFilter::DEBUG } else { LevelFilter::WARN });
         let ours = ["cairn", "cairn_castore", "cairn_fs", "cairn_store"]
             .map(|module| format!("{module}={level}"))
             .join(",");

@@ -42,8 +42,8 @@ impl Output {
 
     /// Writes a value as one line of JSON.
     pub(crate) async fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_vec(value)
-            .map_err(|error| Failure::output(io::Error::other(error)))?;
+        let text =
+            serde_json::to_vec(value).map_err(|error| Failure::output(io::Error::other(error)))?;
         self.line(text).await
     }
 

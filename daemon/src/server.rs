@@ -12,7 +12,12 @@ use cairn_castore::{
 use cairn_proto::{cairn::v1 as cairn, snix::castore::v1 as castore, snix::store::v1 as store};
 use cairn_store::{PathInfoService, path_info_service::grpc_server::PathInfoServer};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, codegen::http, server::NamedService, service::{Routes, RoutesBuilder}};
+use tonic::{
+    body::Body,
+    codegen::http,
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub(crate) mod listener;
@@ -57,8 +62,8 @@ pub(crate) enum ServeError {
 
 /// A generated server around a service, with the size of the largest message that it reads.
 macro_rules! limited {
-    ($server:path, $service:expr, $decoded_max:expr) => {
-        <$server>::from_arc($service)
+    ($($server:ident)::+, $service:expr, $decoded_max:expr) => {
+        $($server)::+::from_arc($service)
             .max_decoding_message_size($decoded_max)
             .max_encoding_message_size(MESSAGE_MAX)
     };

@@ -46,13 +46,7 @@ pub(crate) struct ServiceArgs {
     /// Without it, the local store of the user: /var/lib/cairn for root, otherwise
     /// $XDG_DATA_HOME/cairn or ~/.local/share/cairn. Any number of commands may use a local store
     /// at a time.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "CAIRN_STORE",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, value_name = "URL", env = "CAIRN_STORE", hide_env_values = true)]
     store: Option<Address>,
     /// Where blobs are, if elsewhere than the rest of the store
     #[arg(

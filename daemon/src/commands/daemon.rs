@@ -99,10 +99,12 @@ impl DaemonArgs {
         let failed = |error| Failure::new("the daemon can't listen", error);
         let mut listeners = sockets.into_listeners().map_err(failed)?;
         for address in &self.listen {
-            listeners.push(Listener::bind(address).await.map_err(|error| match &error {
-                ListenError::InUse { .. } => failed(error)
-                    .help("is another daemon running? choose another address with --listen"),
-                _ => failed(error),
+            listeners.push(Listener::bind(address).await.map_err(|error| {
+                match &error {
+                    ListenError::InUse { .. } => failed(error)
+                        .help("is another daemon running? choose another address with --listen"),
+                    _ => failed(error),
+                }
             })?);
         }
         if listeners.is_empty() {

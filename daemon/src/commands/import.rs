@@ -50,8 +50,11 @@ pub(crate) struct ImportArgs {
 impl ImportArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         if self.name.is_some() && self.paths.len() > 1 {
-            return Err(Failure::plain(Code::Usage, "--name names one path, and several are given")
-                .help("import them one by one"));
+            return Err(Failure::plain(
+                Code::Usage,
+                "--name names one path, and several are given",
+            )
+            .help("import them one by one"));
         }
         context
             .with_services(async |services| {
@@ -78,8 +81,7 @@ pub(super) async fn import(
     services: &Services,
     context: &Context,
 ) -> Result<PathInfo, Failure> {
-    let options =
-        ImportOptions { name: name.map(str::to_owned), ..ImportOptions::default() };
+    let options = ImportOptions { name: name.map(str::to_owned), ..ImportOptions::default() };
     let progress = options.tree.progress.clone();
     let import = import_path(services, path, options);
     let imported = match context.shows_progress {

@@ -1,7 +1,7 @@
 //! `cairn list`: the store paths that a store has.
 
-use clap::Args;
 use cairn_store::path_info_service::PAGE_MAX;
+use clap::Args;
 
 use super::path_info::PathInfoRecord;
 use crate::{cli::Context, exit::Failure, output::Output};
@@ -28,11 +28,10 @@ impl ListArgs {
                 let mut output = Output::new();
                 let mut after = None;
                 loop {
-                    let page = services
-                        .path_infos
-                        .list(after, PAGE_MAX)
-                        .await
-                        .map_err(|error| Failure::new("the store paths can't be listed", error))?;
+                    let page =
+                        services.path_infos.list(after, PAGE_MAX).await.map_err(|error| {
+                            Failure::new("the store paths can't be listed", error)
+                        })?;
                     for info in &page {
                         match self.json {
                             true => output.json(&PathInfoRecord::of(info)).await?,

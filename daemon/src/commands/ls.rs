@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use cairn_castore::{Digest, Directory, Node};
-use cairn_store::{Services, store_ref::{StoreRef, StoreRoot}};
+use cairn_store::{
+    Services,
+    store_ref::{StoreRef, StoreRoot},
+};
 use clap::Args;
 use serde::Serialize;
 

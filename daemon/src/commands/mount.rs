@@ -68,13 +68,11 @@ impl MountArgs {
                 let mut signals = EndSignals::listen()
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
                 let mount = self.mount(services).await?;
-                let announced = match output
-                    .line(format!("mounted on {}", self.mountpoint.display()))
-                    .await
-                {
-                    Ok(()) => output.flush().await,
-                    failed => failed,
-                };
+                let announced =
+                    match output.line(format!("mounted on {}", self.mountpoint.display())).await {
+                        Ok(()) => output.flush().await,
+                        failed => failed,
+                    };
                 if let Err(failure) = announced {
                     tracing::warn!(%failure, "mounted");
                 }

@@ -1,7 +1,7 @@
 //! `cairn path-info`: what a store knows of a store path.
 
-use clap::Args;
 use cairn_store::{ContentAddress, PathInfo, Signature, StorePath, nixbase32};
+use clap::Args;
 use data_encoding::BASE64;
 use serde::Serialize;
 
@@ -34,11 +34,10 @@ impl PathInfoArgs {
         let path = &self.path;
         context
             .with_services(async |services| {
-                let found = services
-                    .path_infos
-                    .get(path.hash())
-                    .await
-                    .map_err(|error| Failure::new(format!("{path} can't be looked up"), error))?;
+                let found =
+                    services.path_infos.get(path.hash()).await.map_err(|error| {
+                        Failure::new(format!("{path} can't be looked up"), error)
+                    })?;
                 // The hash alone is not the path: another name is another path.
                 let info = found.filter(|info| info.store_path == *path).ok_or_else(|| {
                     Failure::plain(Code::NotFound, format!("{path} is not in the store"))

@@ -108,7 +108,8 @@ impl StatArgs {
         context
             .with_services(async |services| {
                 let node = resolve(target, services).await?.node;
-                let failed = |error: BoxError| Failure::new(format!("{target} can't be read"), error);
+                let failed =
+                    |error: BoxError| Failure::new(format!("{target} can't be read"), error);
                 let mut record =
                     StatRecord { node: NodeRecord::of(&node), entries: None, chunks: None };
                 match &node {

@@ -57,7 +57,7 @@ impl BlobService for SharedBlobService {
         let mut follows = 0;
         loop {
             let term = store.term;
-            match store.blobs.put(replay.from_start()).await {
+            match store.blobs.put(replay.restart()).await {
                 Err(error) if follows < FOLLOW_MAX && self.0.has_ended(&store, &error).await => {
                     if !replay.can_start_again() {
                         return Err(unavailable(&self.0, Interrupted(Box::new(error))));

@@ -37,7 +37,7 @@ impl Replay {
 
     /// The source from its start, or an error as its only item if it can't be had again. Whoever
     /// reads an earlier one of these gets nothing more.
-    pub(super) fn from_start(&self) -> BlobSource {
+    pub(super) fn restart(&self) -> BlobSource {
         let mut state = self.0.lock();
         state.reader += 1;
         let reader = Reader { replay: self.clone(), reader: state.reader, position: 0 };
@@ -112,15 +112,15 @@ mod tests {
     async fn what_was_given_is_given_again_and_the_rest_follows() {
         let pieces: Vec<_> = (0..10u8).map(|byte| Bytes::from(vec![byte; 3])).collect();
         let replay = Replay::new(source(pieces.clone()));
-        let mut first = replay.from_start();
+        let mut first = replay.restart();
         for piece in &pieces[..4] {
             assert_eq!(first.next().await.unwrap().unwrap(), piece);
         }
-        let second: Vec<_> = replay.from_start().try_collect().await.unwrap();
+        let second: Vec<_> = replay.restart().try_collect().await.unwrap();
         assert_eq!(second, pieces);
         assert!(first.next().await.unwrap().is_err(), "the first reader must not take pieces");
         // The end can be had again as well.
-        let third: Vec<_> = replay.from_start().try_collect().await.unwrap();
+        let third: Vec<_> = replay.restart().try_collect().await.unwrap();
         assert_eq!(third, pieces);
     }
 
@@ -128,7 +128,7 @@ mod tests {
     async fn a_source_that_gave_much_or_failed_is_not_to_be_had_again() {
         let piece = Bytes::from(vec![0; REPLAY_BYTES / 2]);
         let replay = Replay::new(source(vec![piece.clone(); 3]));
-        let mut stream = replay.from_start();
+        let mut stream = replay.restart();
         for _ in 0..2 {
             assert_eq!(stream.next().await.unwrap().unwrap(), piece);
         }
@@ -136,10 +136,10 @@ mod tests {
         assert_eq!(stream.next().await.unwrap().unwrap(), piece);
         assert!(!replay.can_start_again());
         assert!(stream.next().await.is_none());
-        assert!(replay.from_start().next().await.unwrap().is_err());
+        assert!(replay.restart().next().await.unwrap().is_err());
 
         let failing = Replay::new(stream::iter([Err(io::Error::other("gone"))]).boxed());
-        assert!(failing.from_start().next().await.unwrap().is_err());
+        assert!(failing.restart().next().await.unwrap().is_err());
         assert!(!failing.can_start_again());
     }
 }

@@ -5,10 +5,7 @@
 use std::{io, os::fd::AsRawFd as _};
 
 use bytes::{Bytes, BytesMut};
-use cairn_castore::{
-    BoxError, Directory, DirectoryError,
-    directory_service::DirectoryStream,
-};
+use cairn_castore::{BoxError, Directory, DirectoryError, directory_service::DirectoryStream};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::{
     fs::File,

@@ -235,8 +235,7 @@ where
 {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     stream::unfold((listener, permits), move |(listener, permits)| async move {
-        let permit =
-            permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let stream = loop {
             match accept(&listener).await {
                 Ok(stream) => break stream,

@@ -5,10 +5,8 @@ use tonic::{body::Body, codegen::http};
 use tower::util::MapRequestLayer;
 
 /// Tvix's packages and the ones that answer for them.
-const PACKAGES: [(&str, &str); 2] = [
-    ("/tvix.castore.v1.", "/snix.castore.v1."),
-    ("/tvix.store.v1.", "/snix.store.v1."),
-];
+const PACKAGES: [(&str, &str); 2] =
+    [("/tvix.castore.v1.", "/snix.castore.v1."), ("/tvix.store.v1.", "/snix.store.v1.")];
 
 type Request = http::Request<Body>;
 

@@ -40,7 +40,9 @@ fn a_tree_goes_in_and_can_be_looked_at() {
     let stat = cairn(&["stat", &format!("{TREE_PATH}/d/f")]);
     assert_eq!(
         stat,
-        format!("type:       file\ndigest:     {hi}\nsize:       3\nexecutable: no\nchunks:     1\n")
+        format!(
+            "type:       file\ndigest:     {hi}\nsize:       3\nexecutable: no\nchunks:     1\n"
+        )
     );
     let big: serde_json::Value =
         serde_json::from_str(&cairn(&["stat", "--json", &format!("{TREE_PATH}/big")])).unwrap();

@@ -34,7 +34,8 @@ fn the_reference_is_what_the_commands_say() {
     for command in COMMANDS {
         let listed = overview.lines().any(|line| line.trim_start().starts_with(command));
         assert!(listed, "{command} is not in the overview");
-        reference.push_str(&format!("\n## cairn {command}\n\n```text\n{}\n```\n", help(&[command])));
+        reference
+            .push_str(&format!("\n## cairn {command}\n\n```text\n{}\n```\n", help(&[command])));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
     if env::var_os("UPDATE").is_some() {

@@ -7,9 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use cairn_proto::snix::castore::v1::{
-    self as castore, blob_service_client::BlobServiceClient,
-};
+use cairn_proto::snix::castore::v1::{self as castore, blob_service_client::BlobServiceClient};
 use futures::{StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
@@ -59,9 +57,9 @@ async fn services(channel: Channel) -> Vec<String> {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let answers =
-        ServerReflectionClient::new(channel).server_reflection_info(stream::iter([request]));
-    let answer = answers.await.unwrap().into_inner().next().await.unwrap().unwrap();
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(stream::iter([request])).await.unwrap();
+    let answer = answers.into_inner().next().await.unwrap().unwrap();
     let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
         panic!("{answer:?}");
     };
@@ -82,10 +80,13 @@ async fn stat_as(channel: Channel, method: &'static str, digest: &[u8]) -> Resul
 async fn one_server_answers_on_every_address_under_every_name() {
     let folder = tempfile::tempdir().unwrap();
     let socket = format!("unix:{}", folder.path().join("socket").display());
-    let mut daemon = Running::start(
-        cairn_on(&folder.path().join("store"))
-            .args(["daemon", "--listen", "127.0.0.1:0", "--listen", &socket]),
-    );
+    let mut daemon = Running::start(cairn_on(&folder.path().join("store")).args([
+        "daemon",
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        &socket,
+    ]));
     let urls = [daemon.line("listening on "), daemon.line("listening on ")];
     assert!(urls[0].starts_with("grpc+http://127.0.0.1:"), "{urls:?}");
     assert_eq!(urls[1], format!("grpc+{socket}"));
@@ -114,13 +115,10 @@ async fn one_server_answers_on_every_address_under_every_name() {
         }
 
         let mut blobs = BlobServiceClient::new(channel.clone());
-        let pieces = ["on ", url].map(|piece| castore::BlobChunk {
-            data: piece.as_bytes().to_vec().into(),
-        });
+        let pieces =
+            ["on ", url].map(|piece| castore::BlobChunk { data: piece.as_bytes().to_vec().into() });
         digest = blobs.put(stream::iter(pieces)).await.unwrap().into_inner().digest.to_vec();
-        for method in
-            ["/snix.castore.v1.BlobService/Stat", "/tvix.castore.v1.BlobService/Stat"]
-        {
+        for method in ["/snix.castore.v1.BlobService/Stat", "/tvix.castore.v1.BlobService/Stat"] {
             assert_eq!(stat_as(channel.clone(), method, &digest).await, Ok(()));
             assert_eq!(stat_as(channel.clone(), method, &[7; 32]).await, Err(Code::NotFound));
             let short = stat_as(channel.clone(), method, &[7; 31]).await;
@@ -159,9 +157,8 @@ async fn only_what_was_asked_for_is_served() {
 
 #[tokio::test]
 async fn an_open_stream_does_not_keep_the_daemon_from_ending() {
-    let mut daemon = Running::start(
-        cairn().args(["--store", "memory:", "daemon", "--listen", "127.0.0.1:0"]),
-    );
+    let mut daemon =
+        Running::start(cairn().args(["--store", "memory:", "daemon", "--listen", "127.0.0.1:0"]));
     let channel = connect(&daemon.line("listening on ")).await;
     let request = HealthCheckRequest { service: String::new() };
     let watched = HealthClient::new(channel).watch(request).await.unwrap();
@@ -187,9 +184,11 @@ fn stores_through(url: &str, folder: &Path) {
 #[test]
 fn trees_go_through_a_daemon() {
     let folder = tempfile::tempdir().unwrap();
-    let mut daemon = Running::start(
-        cairn_on(&folder.path().join("store")).args(["daemon", "--listen", "127.0.0.1:0"]),
-    );
+    let mut daemon = Running::start(cairn_on(&folder.path().join("store")).args([
+        "daemon",
+        "--listen",
+        "127.0.0.1:0",
+    ]));
     stores_through(&daemon.line("listening on "), folder.path());
     daemon.end();
 }

@@ -11,8 +11,7 @@ use crate::process::{Running, TREE_PATH, cairn_on, noise, run, tree};
 
 /// A daemon on the store, and the address that it listens on.
 fn daemon(store: &Path) -> (Running, String) {
-    let mut daemon =
-        Running::start(cairn_on(store).args(["daemon", "--listen", "127.0.0.1:0"]));
+    let mut daemon = Running::start(cairn_on(store).args(["daemon", "--listen", "127.0.0.1:0"]));
     let url = daemon.line("listening on grpc+");
     (daemon, url)
 }
