@@ -8,6 +8,8 @@ use futures::stream::BoxStream;
 
 use crate::{BoxError, Digest, Directory, closure::InvalidClosure};
 
+pub mod local;
+
 /// Directories in the order that the method says. Ends after an error.
 pub type DirectoryStream = BoxStream<'static, Result<Directory, DirectoryError>>;
 

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod directory;
 pub mod directory_service;
 pub mod import;
+pub mod local;
 pub mod name;
 pub mod node;
 pub mod outboard;
