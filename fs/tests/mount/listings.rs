@@ -142,13 +142,16 @@ fn names_that_come_and_go_disturb_no_others() {
     {
         let mounted = Mounted::with(&store, store.services(&names), options);
         let folder = open(mounted.top());
+        let mut buffer = [MaybeUninit::uninit(); 300];
+        let mut listing = RawDir::new(&folder, &mut buffer);
         let mut seen = Vec::new();
-        for step in 0.. {
-            let some = entries::<300>(&folder, 5);
-            if some.is_empty() {
-                break;
+        let mut step = 0;
+        while let Some(entry) = listing.next() {
+            seen.push(entry.unwrap().file_name().to_str().unwrap().to_owned());
+            if !listing.is_buffer_empty() {
+                continue;
             }
-            seen.extend(some.into_iter().map(|(name, _)| name));
+            step += 1;
             // Some of these come to stand before, some behind the place of the listing.
             names.add(&format!("{:05}-new-{round}", step * 13 % 1_000), file.clone());
             // Another listing meanwhile makes the kernel renew what it keeps.
