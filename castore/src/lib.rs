@@ -17,6 +17,7 @@ pub mod import;
 pub mod local;
 pub mod name;
 pub mod node;
+pub mod object_base;
 pub mod outboard;
 mod place;
 pub mod roots;
