@@ -4,6 +4,7 @@
 pub mod grpc;
 pub mod grpc_server;
 pub mod memory;
+pub mod object_store;
 mod proof;
 mod status;
 
@@ -14,6 +15,8 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
 use crate::{BoxError, Digest, chunking::CHUNK_MIN, outboard::Outboard};
+
+pub mod local;
 
 /// The most bytes that a small blob has: one of at most this size is a single chunk, and goes
 /// through [`BlobService::put_many`] and [`BlobService::read_many`].

@@ -4,6 +4,7 @@
 pub mod grpc;
 pub mod grpc_server;
 pub mod memory;
+pub mod object_store;
 mod status;
 
 use std::fmt;
@@ -12,6 +13,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use crate::{BoxError, Digest, Directory, blob_service::HAS_MANY_DIGESTS, closure::InvalidClosure};
+
+pub mod local;
 
 /// Directories in the order that the method says. Ends after an error.
 pub type DirectoryStream = BoxStream<'static, Result<Directory, DirectoryError>>;

@@ -167,6 +167,8 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn file(text: &str, executable: bool) -> Inode {
@@ -217,6 +219,39 @@ mod tests {
         inodes.forget([(ROOT, 5), (id, u64::MAX), (id, 1), (999, 1)]);
         assert_eq!(inodes.len(), 1);
         assert!(inodes.get(ROOT).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_is_what_was_told_and_not_forgotten(
+            steps in proptest::collection::vec((0..6u8, 0..4u64), 0..200),
+        ) {
+            let inodes = Inodes::new();
+            // For each content its number and how often it was told; numbers of the past.
+            let mut told: HashMap<u8, (NodeId, u64)> = HashMap::new();
+            let mut past = Vec::new();
+            for (content, count) in steps {
+                if count == 0 {
+                    let id = inodes.remember(file(&content.to_string(), false));
+                    prop_assert!(!past.contains(&id));
+                    let entry = told.entry(content).or_insert((id, 0));
+                    prop_assert_eq!(entry.0, id);
+                    entry.1 += 1;
+                } else if let Some(entry) = told.get_mut(&content) {
+                    inodes.forget([(entry.0, count)]);
+                    entry.1 = entry.1.saturating_sub(count);
+                    if entry.1 == 0 {
+                        past.push(entry.0);
+                        told.remove(&content);
+                    }
+                }
+                prop_assert_eq!(inodes.len(), told.len() + 1);
+                for (id, _) in told.values() {
+                    prop_assert!(inodes.get(*id).is_some());
+                }
+                prop_assert!(past.iter().all(|id| inodes.get(*id).is_none()));
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,11 @@
 
 pub mod checked;
 mod contents;
+pub mod grpc;
+pub mod grpc_server;
 pub mod memory;
+mod status;
+mod window;
 
 use std::fmt;
 

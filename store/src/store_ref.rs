@@ -315,15 +315,7 @@ mod tests {
         let nar = Tree::vector().nar();
         let read = reader::read(&nar[..], Arc::clone(&blobs), Arc::clone(&directories));
         let witness = read.await.unwrap();
-        let info = PathInfo {
-            store_path: StorePath::of_nar("tree", &witness.nar().sha256).unwrap(),
-            node: witness.node().clone(),
-            references: Vec::new(),
-            nar: witness.nar(),
-            signatures: Vec::new(),
-            deriver: None,
-            ca: None,
-        };
+        let info = PathInfo::of_imported("tree", &witness).unwrap();
         path_infos.put(info.clone(), Some(witness)).await.unwrap();
         let services = Services { blobs, directories, path_infos };
         let resolve =

@@ -45,7 +45,8 @@ pub trait PathInfoStorage: fmt::Debug + fmt::Display + Send + Sync + 'static {
     ) -> Result<Option<(Bytes, Self::Revision)>, PathInfoError>;
 
     /// Stores a record in the place of that revision, or of none; `false`, with nothing stored,
-    /// if something else is there.
+    /// if another process has stored something else. Two calls for one path are never under way
+    /// at once in this process.
     async fn replace(
         &self,
         hash: &OutputHash,
@@ -96,13 +97,24 @@ impl<S: PathInfoStorage> CheckedPathInfoService<S> {
         Self { storage, blobs, directories, writers, hashers, nars }
     }
 
-    async fn stored(
+    /// What a put finds: the record, and the revision that it would replace. What is damaged is
+    /// not there, so that storing the path again repairs it.
+    async fn replaceable(
         &self,
         hash: &OutputHash,
-    ) -> Result<Option<(PathInfo, S::Revision)>, PathInfoError> {
-        match self.storage.get(hash).await? {
-            Some((record, revision)) => Ok(Some((decode(hash, record)?, revision))),
-            None => Ok(None),
+    ) -> Result<(Option<PathInfo>, Option<S::Revision>), PathInfoError> {
+        let (decoded, revision) = match self.storage.get(hash).await {
+            Ok(None) => return Ok((None, None)),
+            Ok(Some((record, revision))) => (decode(hash, record), Some(revision)),
+            Err(error) => (Err(error), None),
+        };
+        match decoded {
+            Ok(info) => Ok((Some(info), revision)),
+            Err(error @ PathInfoError::Corrupt { .. }) => {
+                tracing::warn!(service = %self, %error, "a damaged record may be replaced");
+                Ok((None, revision))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -172,7 +184,8 @@ impl<S: PathInfoStorage> CheckedPathInfoService<S> {
 #[async_trait]
 impl<S: PathInfoStorage> PathInfoService for CheckedPathInfoService<S> {
     async fn get(&self, hash: &OutputHash) -> Result<Option<PathInfo>, PathInfoError> {
-        Ok(self.stored(hash).await?.map(|(info, _)| info))
+        let stored = self.storage.get(hash).await?;
+        stored.map(|(record, _)| decode(hash, record)).transpose()
     }
 
     async fn put(
@@ -181,26 +194,24 @@ impl<S: PathInfoStorage> PathInfoService for CheckedPathInfoService<S> {
         witness: Option<NarWitness>,
     ) -> Result<PathInfo, PathInfoError> {
         let hash = *info.store_path.hash();
+        check_length(&info)?;
         // Before what is dear, and once more below, since another writer may come between.
-        if let Some((stored, _)) = self.stored(&hash).await? {
+        if let (Some(stored), _) = self.replaceable(&hash).await? {
             merge(&stored, &info)?;
         }
-        check_length(&info)?;
         self.check(&info, witness).await?;
 
         let _only_writer = self.writers.lock(&hash).await;
         for _ in 0..REPLACE_ATTEMPTS {
-            let (merged, over) = match self.stored(&hash).await? {
-                None => (info.clone(), None),
-                Some((stored, revision)) => {
-                    let merged = merge(&stored, &info)?;
-                    if merged == stored {
-                        return Ok(stored);
-                    }
-                    check_length(&merged)?;
-                    (merged, Some(revision))
-                }
+            let (stored, over) = self.replaceable(&hash).await?;
+            let merged = match &stored {
+                None => info.clone(),
+                Some(stored) => merge(stored, &info)?,
             };
+            if stored.as_ref() == Some(&merged) {
+                return Ok(merged);
+            }
+            check_length(&merged)?;
             let record = merged.to_proto().encode_to_vec().into();
             if self.storage.replace(&hash, record, over).await? {
                 return Ok(merged);
