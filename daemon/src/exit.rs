@@ -149,11 +149,7 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         // An error made of another is looked into, since its source is what that one has.
-        let inner = error.get_ref().and_then(|inner| advice_of_one(inner));
-        return inner.or_else(|| match error.kind() {
-            io::ErrorKind::StorageFull => Some(Advice::new(Code::Failed, NO_SPACE)),
-            _ => None,
-        });
+        return error.get_ref().and_then(|inner| advice_of_one(inner));
     }
     None
 }
@@ -213,6 +209,12 @@ fn local_advice(error: &LocalError) -> Option<Advice> {
         LocalError::Version { .. } => {
             Some(Advice::new(Code::Failed, "use a cairn that is at least as new as the store"))
         }
+        LocalError::NotAStore(_) => Some(Advice::new(
+            Code::Failed,
+            "name an empty folder, one that does not exist yet, or one that holds a store",
+        )),
+        LocalError::Damaged { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        LocalError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
         _ => None,
     }
 }
