@@ -572,3 +572,115 @@ impl BlobService for LocalBlobService {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::FileExt as _, path::Path};
+
+    use super::*;
+    use crate::{
+        blob_service::BlobServiceExt as _,
+        conformance::{self, content},
+    };
+
+    fn open(path: &Path) -> LocalBlobService {
+        LocalBlobService::new(LocalStore::open(path).unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms() {
+        let folder = tempfile::tempdir().unwrap();
+        conformance::blob_service(Arc::new(open(folder.path()))).await;
+    }
+
+    #[tokio::test]
+    async fn blobs_are_there_after_a_reopen_with_their_proof() {
+        let folder = tempfile::tempdir().unwrap();
+        let large = content("large", 3_000_000);
+        let stat = {
+            let service = open(folder.path());
+            let source = futures::stream::iter([Ok(large.clone())]).boxed();
+            service.put(source).await.unwrap()
+        };
+        assert_eq!(stat.digest, Digest::of(&large));
+        assert!(stat.chunks.len() > 4 && stat.outboard.is_some());
+        let service = open(folder.path());
+        assert_eq!(service.stat(&stat.digest).await.unwrap(), Some(stat.clone()));
+        assert_eq!(service.read_to_bytes(&stat.digest, ByteRange::ALL).await.unwrap(), large);
+    }
+
+    #[tokio::test]
+    async fn local_reads_answer_any_range_in_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = open(folder.path());
+        let large = content("large", 1_500_000);
+        let digest = service.put_bytes(large.clone()).await.unwrap();
+        for (offset, length) in [(0, 131_072), (400_000, 600_000), (1_499_999, 10), (7, u64::MAX)] {
+            let wanted = ByteRange { offset, length }.within(large.len() as u64);
+            let mut at = wanted.start;
+            while at < wanted.end {
+                let range = ByteRange { offset: at, length: wanted.end - at };
+                let part = service.read_local(&digest, range).unwrap().unwrap();
+                assert!(!part.is_empty());
+                assert_eq!(part, large[at as usize..at as usize + part.len()]);
+                at += part.len() as u64;
+            }
+            assert_eq!(at, wanted.end);
+        }
+        let behind = ByteRange { offset: 1_500_000, length: 5 };
+        assert!(service.read_local(&digest, behind).unwrap().unwrap().is_empty());
+        let unknown = service.read_local(&Digest::of(b"?"), ByteRange::ALL).unwrap();
+        assert!(matches!(unknown, Err(BlobError::NotFound(_))));
+    }
+
+    #[tokio::test]
+    async fn a_blob_with_a_damaged_chunk_is_told_and_comes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let large = content("large", 1_000_000);
+        let digest = open(folder.path()).put_bytes(large.clone()).await.unwrap();
+        let pack = folder.path().join("packs/00000001.pack");
+        let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+        file.write_all_at(b"damage", 300_000).unwrap();
+
+        let service = open(folder.path());
+        assert!(service.has(&digest).await.unwrap(), "nobody has looked yet");
+        let error = service.read_to_bytes(&digest, ByteRange::ALL).await.unwrap_err();
+        assert!(matches!(&error, BlobError::Corrupt { .. }), "{error}");
+        assert!(error.to_string().contains("in pack 00000001 at byte"), "{error}");
+        let last = ByteRange { offset: 999_000, length: 1000 };
+        let whole = service.read_to_bytes(&digest, last).await.unwrap();
+        assert_eq!(whole, large[999_000..], "the other chunks are read");
+        assert!(!service.has(&digest).await.unwrap());
+        service.put_bytes(large.clone()).await.unwrap();
+        assert!(service.has(&digest).await.unwrap());
+        assert_eq!(service.read_to_bytes(&digest, ByteRange::ALL).await.unwrap(), large);
+    }
+
+    #[test]
+    fn lists_of_chunks_that_are_none_are_refused() {
+        let large = content("large", 700_000);
+        let mut hasher = OutboardHasher::new();
+        hasher.update(&large);
+        let outboard = hasher.finish();
+        let digest = *outboard.digest();
+        let chunk = |range: std::ops::Range<usize>| ChunkMeta {
+            digest: Digest::of(&large[range.clone()]),
+            size: range.len() as u64,
+        };
+        let stat = |size, chunks| BlobStat {
+            digest,
+            size,
+            chunks,
+            outboard: Some(outboard.clone()),
+        };
+        let decoded = |stat: &BlobStat| decode_stat(&digest, &encode_stat(stat));
+        let good = stat(700_000, vec![chunk(0..300_000), chunk(300_000..700_000)]);
+        assert_eq!(decoded(&good).as_ref(), Some(&good));
+        assert_eq!(decode_stat(&Digest::of(b"?"), &encode_stat(&good)), None);
+        assert_eq!(decoded(&stat(700_000, vec![chunk(0..700_000)])), None);
+        assert_eq!(decoded(&stat(700_000, vec![chunk(0..300_000), chunk(0..300_000)])), None);
+        let huge = ChunkMeta { digest, size: u64::MAX };
+        assert_eq!(decoded(&stat(700_000, vec![huge, huge])), None);
+        assert_eq!(decode_stat(&digest, &Bytes::from("no message")), None);
+    }
+}
