@@ -10,13 +10,16 @@ pub mod conformance;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
+pub mod export;
 pub mod grpc;
 pub mod grpc_server;
 pub mod import;
+pub mod local;
 pub mod name;
 pub mod node;
 pub mod object_base;
 pub mod outboard;
+mod place;
 pub mod roots;
 
 pub use address::Address;

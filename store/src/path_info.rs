@@ -5,7 +5,10 @@
 use cairn_castore::{Node, node::InvalidNode};
 use cairn_proto::snix::store::v1 as proto;
 
-use crate::store_path::{InvalidStorePath, StorePath};
+use crate::{
+    path_info_service::NarWitness,
+    store_path::{InvalidStorePath, StorePath},
+};
 
 /// A store path's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +87,22 @@ pub enum InvalidPathInfo {
 }
 
 impl PathInfo {
+    /// The record of a tree that refers to nothing and is called by the hash of its NAR, as
+    /// `nix-store --add` makes it.
+    pub fn of_imported(name: &str, witness: &NarWitness) -> Result<Self, InvalidStorePath> {
+        let nar = witness.nar();
+        let digest = nar.sha256.to_vec();
+        Ok(Self {
+            store_path: StorePath::of_nar(name, &nar.sha256)?,
+            node: witness.node().clone(),
+            references: Vec::new(),
+            nar,
+            signatures: Vec::new(),
+            deriver: None,
+            ca: Some(ContentAddress { kind: proto::nar_info::ca::Hash::NarSha256, digest }),
+        })
+    }
+
     /// Reads a protobuf message.
     pub fn from_proto(message: proto::PathInfo) -> Result<Self, InvalidPathInfo> {
         let entry = message.entry.ok_or(InvalidPathInfo::Missing("entry"))?;
@@ -153,6 +172,19 @@ impl PathInfo {
     pub fn is_same_but_signatures(&self, other: &Self) -> bool {
         let unsigned = |info: &Self| Self { signatures: Vec::new(), ..info.clone() };
         unsigned(self) == unsigned(other)
+    }
+}
+
+impl NarInfo {
+    /// The size and hash as the protobuf message that answers who asks for them.
+    pub fn to_proto(&self) -> proto::CalculateNarResponse {
+        let nar_sha256 = bytes::Bytes::copy_from_slice(&self.sha256);
+        proto::CalculateNarResponse { nar_size: self.size, nar_sha256 }
+    }
+
+    /// Reads such a message.
+    pub fn from_proto(message: &proto::CalculateNarResponse) -> Result<Self, InvalidPathInfo> {
+        Ok(Self { size: message.nar_size, sha256: array("nar_sha256", &message.nar_sha256)? })
     }
 }
 

@@ -1,5 +1,13 @@
 //! The service that keeps path infos: its contract and its errors. The implementations are in the
-//! modules below; the checks that each of them makes on a put are in one place, too.
+//! modules below; the checks that all of them make on a put are in one place, too.
+
+pub mod checked;
+mod contents;
+pub mod grpc;
+pub mod grpc_server;
+pub mod memory;
+mod status;
+mod window;
 
 use std::fmt;
 
@@ -110,9 +118,9 @@ pub enum PathInfoError {
         /// The path.
         store_path: StorePath,
         /// Size and hash of the tree's NAR.
-        found: NarInfo,
+        found: Box<NarInfo>,
         /// Size and hash as claimed.
-        claimed: NarInfo,
+        claimed: Box<NarInfo>,
     },
     /// The stored record is damaged.
     #[error("the record of a path is damaged: {reason}")]

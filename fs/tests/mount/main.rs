@@ -1,0 +1,12 @@
+//! Real mounts of real content, read as programs read them. What one module does without a kernel
+//! is tested beside it.
+
+#![expect(clippy::unwrap_used, reason = "what the tests stand on fails them loudly")]
+
+mod failures;
+mod fixture;
+mod lifecycle;
+mod listings;
+mod requests;
+mod slow_store;
+mod tree;
