@@ -4,6 +4,7 @@
 pub mod grpc;
 pub mod grpc_server;
 pub mod memory;
+pub mod object_store;
 mod status;
 
 use std::fmt;

@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     hash::{BuildHasher as _, RandomState},
+    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,20 +13,18 @@ use std::{
 };
 
 use async_stream::stream;
-use futures::{
-    FutureExt as _, Stream, StreamExt as _,
-    future::{self, BoxFuture},
-    stream::BoxStream,
-};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
     net::UnixStream,
-    sync::oneshot,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tonic::{
-    Code, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 use tower::service_fn;
@@ -196,38 +195,48 @@ impl GrpcPeer {
         .boxed()
     }
 
-    /// Streams to a peer. The deadline runs while the peer takes no message, or has them all and
-    /// does not answer; not while the source is waited for. An error of the source breaks the
-    /// call off, so that the peer does not take it for the end.
-    pub fn send<M, E, R, F>(
+    /// Streams to a peer what its method at `path` takes. The deadline runs while the peer takes no
+    /// message, or has them all and does not answer; not while the source is waited for. An error
+    /// of the source breaks the call off, in a way that a peer can't take for the end.
+    pub fn send<M, E, R>(
         &self,
+        path: &'static str,
         source: BoxStream<'static, Result<M, E>>,
-        call: impl FnOnce(Outgoing<M>) -> F,
     ) -> BoxFuture<'static, Result<R, SendError<E>>>
     where
-        M: Send + 'static,
+        M: prost::Message + 'static,
         E: Send + 'static,
-        F: Future<Output = Result<Response<R>, Status>> + Send + 'static,
+        R: prost::Message + Default + 'static,
     {
         let peer = self.clone();
-        let waiting_since = Arc::new(Mutex::new(Some(Instant::now())));
-        let (fail, failed) = oneshot::channel();
-        let answer = call(Outgoing(messages(source, waiting_since.clone(), fail).boxed()));
+        let state =
+            Arc::new(Mutex::new(Sending { waiting_since: Some(Instant::now()), failed: None }));
+        let messages = Messages(messages(source, state.clone()).boxed());
         async move {
-            tokio::select! {
-                answer = answer => answer.map(Response::into_inner).map_err(SendError::Status),
-                // Closed without an error, the source has ended well, and the answer is awaited.
-                Ok(error) = failed => Err(SendError::Source(error)),
-                () = peer.stalled(&waiting_since) => Err(SendError::Status(peer.too_late())),
+            let mut client = Grpc::new(peer.channel()).max_encoding_message_size(MESSAGE_MAX);
+            let answer = async {
+                let ready = client.ready().await;
+                ready.map_err(|error| Status::from_error(error.into()))?;
+                let path = PathAndQuery::from_static(path);
+                client.client_streaming(Request::new(messages), path, SendCodec::new()).await
+            };
+            let answer = tokio::select! {
+                answer = answer => answer,
+                () = peer.stalled(&state) => Err(peer.too_late()),
+            };
+            match (state.lock().failed.take(), answer) {
+                (Some(error), _) => Err(SendError::Source(error)),
+                (None, Ok(answer)) => Ok(answer.into_inner()),
+                (None, Err(status)) => Err(SendError::Status(status)),
             }
         }
         .boxed()
     }
 
     /// Ends when the peer has been waited for too long.
-    async fn stalled(&self, waiting_since: &Mutex<Option<Instant>>) {
+    async fn stalled<E>(&self, state: &Mutex<Sending<E>>) {
         loop {
-            let since = *waiting_since.lock();
+            let since = state.lock().waiting_since;
             match since.map(|since| since + self.deadline) {
                 Some(limit) if limit <= Instant::now() => break,
                 Some(limit) => sleep_until(limit).await,
@@ -237,23 +246,31 @@ impl GrpcPeer {
     }
 }
 
-/// The source's messages. Notes in `waiting_since` since when the peer is waited for.
+/// A stream that is being sent.
+struct Sending<E> {
+    /// Since when the peer is waited for; `None` while the source is.
+    waiting_since: Option<Instant>,
+    /// What the source failed with.
+    failed: Option<E>,
+}
+
+/// Broken off by the source.
+struct BrokenOff;
+
 fn messages<M, E>(
     mut source: BoxStream<'static, Result<M, E>>,
-    waiting_since: Arc<Mutex<Option<Instant>>>,
-    fail: oneshot::Sender<E>,
-) -> impl Stream<Item = M> {
+    state: Arc<Mutex<Sending<E>>>,
+) -> impl Stream<Item = Result<M, BrokenOff>> {
     stream! {
         loop {
-            *waiting_since.lock() = None;
+            state.lock().waiting_since = None;
             let next = source.next().await;
-            *waiting_since.lock() = Some(Instant::now());
+            state.lock().waiting_since = Some(Instant::now());
             match next {
-                Some(Ok(message)) => yield message,
+                Some(Ok(message)) => yield Ok(message),
                 Some(Err(error)) => {
-                    // Nobody listens any more if the call has ended.
-                    let _ = fail.send(error);
-                    future::pending::<()>().await;
+                    state.lock().failed = Some(error);
+                    yield Err(BrokenOff);
                     break;
                 }
                 None => break,
@@ -262,20 +279,62 @@ fn messages<M, E>(
     }
 }
 
-/// The messages of a stream that is being sent: what a generated client takes.
-pub struct Outgoing<M>(BoxStream<'static, M>);
+/// The messages of a stream that is being sent, as a type with a name.
+struct Messages<M>(BoxStream<'static, Result<M, BrokenOff>>);
 
-impl<M> Stream for Outgoing<M> {
-    type Item = M;
+impl<M> Stream for Messages<M> {
+    type Item = Result<M, BrokenOff>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<M>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_next_unpin(context)
     }
 }
 
-impl<M> fmt::Debug for Outgoing<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Outgoing")
+/// Encodes a stream that may break off. Servers take a cancelled call for one whose stream has
+/// ended; only a stream that fails to be encoded is reset as failed.
+struct SendCodec<M, R>(PhantomData<fn(M) -> R>);
+
+impl<M, R> SendCodec<M, R> {
+    fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<M, R> Codec for SendCodec<M, R>
+where
+    M: prost::Message + 'static,
+    R: prost::Message + Default + 'static,
+{
+    type Encode = Result<M, BrokenOff>;
+    type Decode = R;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self::new()
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self::new()
+    }
+}
+
+impl<M: prost::Message, R> Encoder for SendCodec<M, R> {
+    type Item = Result<M, BrokenOff>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Self::Item, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let message = item.map_err(|BrokenOff| Status::aborted("the source failed"))?;
+        message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl<M, R: prost::Message + Default> Decoder for SendCodec<M, R> {
+    type Item = R;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
+        R::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -335,3 +394,6 @@ impl fmt::Debug for GrpcPeer {
         write!(f, "GrpcPeer({})", self.url)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod test_server;

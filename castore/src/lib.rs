@@ -15,6 +15,7 @@ pub mod grpc_server;
 pub mod import;
 pub mod name;
 pub mod node;
+pub mod object_base;
 pub mod outboard;
 pub mod roots;
 

@@ -44,6 +44,9 @@ use crate::{
 /// The bytes in a message of blobs to be stored, at most but for a last one.
 const PUT_MANY_MESSAGE: usize = PIECE_LEN - SMALL_BLOB_MAX;
 
+const PUT: &str = "/snix.castore.v1.BlobService/Put";
+const PUT_MANY: &str = "/cairn.v1.BlobService/PutMany";
+
 /// A peer's blobs. Clones share the connection and what is known of the blobs.
 #[derive(Clone)]
 pub struct GrpcBlobService {
@@ -268,7 +271,7 @@ impl GrpcBlobService {
         match self.open_extended(digest, range.clone()).await? {
             Some(bytes) => Ok(bytes),
             None if chunks.is_empty() => self.open_plain(digest, range.start).await,
-            None => Ok(self.open_chunks(chunks, range)),
+            None => Ok(self.open_chunks(digest, chunks, range)),
         }
     }
 
@@ -320,7 +323,7 @@ impl GrpcBlobService {
     }
 
     /// A range of a blob by the plain wire, out of its chunks.
-    fn open_chunks(&self, chunks: &[ChunkMeta], range: Range<u64>) -> BlobStream {
+    fn open_chunks(&self, digest: Digest, chunks: &[ChunkMeta], range: Range<u64>) -> BlobStream {
         let mut start = 0u64;
         let mut wanted = Vec::new();
         for chunk in chunks {
@@ -333,17 +336,18 @@ impl GrpcBlobService {
         let service = self.clone();
         try_stream! {
             for (chunk, skipped) in wanted {
+                let unlisted = |how| {
+                    service.corrupt(&digest, &format!("chunk {} is {how} than listed", chunk.digest))
+                };
                 let mut bytes = service.open_plain(chunk.digest, skipped).await?;
                 let mut left = chunk.size - skipped;
                 while let Some(piece) = bytes.try_next().await? {
-                    left = match left.checked_sub(piece.len() as u64) {
-                        Some(left) => left,
-                        None => Err(service.corrupt(&chunk.digest, "it is longer than listed"))?,
-                    };
+                    let rest = left.checked_sub(piece.len() as u64);
+                    left = rest.ok_or_else(|| unlisted("longer"))?;
                     yield piece;
                 }
                 if left > 0 {
-                    Err(service.corrupt(&chunk.digest, "it is shorter than listed"))?;
+                    Err(unlisted("shorter"))?;
                 }
             }
         }
@@ -461,9 +465,8 @@ impl GrpcBlobService {
         asked: Option<&Digest>,
     ) -> Result<Bytes, BlobError> {
         let messages = pieces.map_ok(|data| snix::BlobChunk { data }).boxed();
-        let mut client = self.snix();
-        let answer = self.peer.send(messages, |messages| async move { client.put(messages).await });
-        match answer.await {
+        let answer: Result<snix::PutBlobResponse, _> = self.peer.send(PUT, messages).await;
+        match answer {
             Ok(answer) => Ok(answer.digest),
             Err(SendError::Source(error)) => Err(BlobError::Source(error)),
             Err(SendError::Status(status)) => Err(self.error(status, asked, "store a blob")),
@@ -487,9 +490,9 @@ impl GrpcBlobService {
             let (service, messages) = (self.clone(), messages.clone());
             async move {
                 let messages = stream::iter(messages).map(Ok::<_, Status>).boxed();
-                let mut client = service.cairn();
-                let send = |messages| async move { client.put_many(messages).await };
-                match service.peer.send(messages, send).await {
+                let answer: Result<cairn::PutManyResponse, _> =
+                    service.peer.send(PUT_MANY, messages).await;
+                match answer {
                     Ok(answer) => Ok(Response::new(answer)),
                     Err(SendError::Source(status) | SendError::Status(status)) => Err(status),
                 }
@@ -679,3 +682,6 @@ impl fmt::Debug for GrpcBlobService {
         write!(f, "GrpcBlobService({})", self.peer)
     }
 }
+
+#[cfg(test)]
+mod tests;

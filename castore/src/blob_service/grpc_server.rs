@@ -33,7 +33,7 @@ use crate::{
     Blob, BlobError, BlobService, ByteRange, ChunkMeta, Digest,
     blob_service::BlobStream,
     grpc::{BLOB_MESSAGE_MAX, MESSAGE_MAX, PIECE_LEN},
-    grpc_server::{digest, digests},
+    grpc_server::{digest, digests, receive},
 };
 
 /// The blobs that a server reads from its service at once to answer a request for many: together
@@ -127,8 +127,11 @@ impl SnixBlobService for BlobServer {
         &self,
         request: Request<Streaming<snix::BlobChunk>>,
     ) -> Result<Response<snix::PutBlobResponse>, Status> {
-        let bytes = request.into_inner().map_ok(|chunk| chunk.data).map_err(io::Error::other);
-        let stat = self.service.put(bytes.boxed()).await.map_err(|error| to_status(&error))?;
+        let stat = receive(request.into_inner(), |messages| {
+            let bytes = messages.map_ok(|chunk| chunk.data).map_err(io::Error::other);
+            self.service.put(bytes.boxed())
+        });
+        let stat = stat.await.map_err(|error| to_status(&error))?;
         Ok(Response::new(snix::PutBlobResponse { digest: stat.digest.into() }))
     }
 }

@@ -36,6 +36,8 @@ use crate::{
 /// stores a closure only whole, even what it has.
 const REPEATED_MAX: usize = 256 * 1024;
 
+const PUT: &str = "/snix.castore.v1.DirectoryService/Put";
+
 /// A peer's directories. Clones share the connection.
 #[derive(Clone)]
 pub struct GrpcDirectoryService {
@@ -281,9 +283,8 @@ impl DirectoryService for GrpcDirectoryService {
                 yield directory.to_proto();
             }
         };
-        let mut client = self.snix();
-        let send = |messages| async move { client.put(messages).await };
-        let answer = self.peer.send(messages.boxed(), send).await;
+        let answer: Result<snix::PutDirectoryResponse, _> =
+            self.peer.send(PUT, messages.boxed()).await;
         let answer = answer.map_err(|error| match error {
             SendError::Source(error) => error,
             SendError::Status(status) => self.error(status, None, "store directories"),
@@ -318,3 +319,6 @@ impl fmt::Debug for GrpcDirectoryService {
         write!(f, "GrpcDirectoryService({})", self.peer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ use crate::{
     Directory, DirectoryError, DirectoryService,
     blob_service::HAS_MANY_DIGESTS,
     grpc::MESSAGE_MAX,
-    grpc_server::{digest, digests},
+    grpc_server::{digest, digests, receive},
 };
 
 /// Answers for a directory service, in both wires.
@@ -100,15 +100,18 @@ impl SnixDirectoryService for DirectoryServer {
         &self,
         request: Request<Streaming<snix::Directory>>,
     ) -> Result<Response<snix::PutDirectoryResponse>, Status> {
-        let directories = request.into_inner().map(|message| {
-            let message = message.map_err(|status| DirectoryError::Other {
-                service: "the client's stream".to_owned(),
-                source: status.into(),
-            })?;
-            Directory::from_proto(message)
-                .map_err(|error| DirectoryError::Invalid(error.to_string()))
+        let root = receive(request.into_inner(), |messages| {
+            let directories = messages.map(|message| {
+                let message = message.map_err(|status| DirectoryError::Other {
+                    service: "the client's stream".to_owned(),
+                    source: status.into(),
+                })?;
+                Directory::from_proto(message)
+                    .map_err(|error| DirectoryError::Invalid(error.to_string()))
+            });
+            self.service.put_closure(directories.boxed())
         });
-        let root = self.service.put_closure(directories.boxed()).await;
+        let root = root.await;
         let root = root.map_err(|error| to_status(&error))?;
         Ok(Response::new(snix::PutDirectoryResponse { root_digest: root.into() }))
     }

@@ -1,0 +1,374 @@
+//! Blobs in a bucket or folder, in the layout that Snix uses as well: compressed chunks, and a list
+//! of them for each blob. Beside each list of ours lies what proves ranges of its blob.
+
+use std::{fmt, fs::File, ops::Range, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_proto::snix::castore::v1 as proto;
+use futures::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, FuturesUnordered},
+};
+use object_store::Error;
+use prost::Message as _;
+
+use super::{
+    HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count, check_small,
+    proof::{Proof, ProofCache, Prover},
+};
+use crate::{
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
+    blob_service::{BlobSource, BlobStream},
+    chunking::{CHUNK_MAX, Chunker},
+    object_base::{
+        ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress, compressed_max, decompress,
+    },
+    outboard::{
+        Outboard, OutboardHasher,
+        verify::{covering, verified},
+    },
+};
+
+/// The largest chunk list that is read, in bytes: that of a blob of a tebibyte.
+const CHUNK_LIST_MAX: usize = 256 * 1024 * 1024;
+
+/// The largest proof that is read, in bytes: that of a blob of a tebibyte.
+const OUTBOARD_MAX: usize = 128 * 1024 * 1024;
+
+/// The chunks that a reader has fetched ahead.
+const CHUNKS_AHEAD: usize = 4;
+
+/// The chunks that one put uploads at once, each of at most [`CHUNK_MAX`] bytes.
+const UPLOADS: usize = 8;
+
+/// Blobs in objects. Clones share the connection and what is known of the blobs.
+#[derive(Clone)]
+pub struct ObjectStoreBlobService {
+    base: ObjectBase,
+    proofs: Arc<ProofCache>,
+}
+
+impl ObjectStoreBlobService {
+    /// The blobs at this place.
+    pub fn new(base: ObjectBase) -> Self {
+        Self { base, proofs: Arc::default() }
+    }
+
+    /// What a fault of the objects means.
+    fn error(&self, error: Error) -> BlobError {
+        let service = self.base.to_string();
+        match ObjectFault::of(&error) {
+            ObjectFault::Denied => BlobError::PermissionDenied { service, source: error.into() },
+            ObjectFault::Full => BlobError::NoSpace { service, source: error.into() },
+            ObjectFault::Unavailable => BlobError::Unavailable { service, source: error.into() },
+            ObjectFault::Other => BlobError::Other { service, source: error.into() },
+        }
+    }
+
+    fn corrupt(&self, digest: &Digest, reason: &str) -> BlobError {
+        BlobError::Corrupt { digest: *digest, reason: format!("{}: {reason}", self.base) }
+    }
+
+    /// The verified bytes of a chunk. `None` if it is not there.
+    async fn chunk(&self, digest: &Digest) -> Result<Option<Bytes>, BlobError> {
+        let max = compressed_max(CHUNK_MAX);
+        let found = self.base.get(ObjectKind::Chunk, digest, max).await;
+        let Some(compressed) = found.map_err(|error| self.error(error))? else { return Ok(None) };
+        let bytes = decompress(&compressed, CHUNK_MAX).map_err(|error| {
+            self.corrupt(digest, &format!("its object is no compressed chunk: {error}"))
+        })?;
+        match Blob::verified(*digest, bytes) {
+            Some(blob) => Ok(Some(blob.into_bytes())),
+            None => Err(self.corrupt(digest, "its object holds other bytes")),
+        }
+    }
+
+    /// The chunk list of a blob: empty for a single chunk. `None` if there is none.
+    async fn chunk_list(&self, digest: &Digest) -> Result<Option<Vec<ChunkMeta>>, BlobError> {
+        let found = self.base.get(ObjectKind::Blob, digest, CHUNK_LIST_MAX).await;
+        let Some(encoded) = found.map_err(|error| self.error(error))? else { return Ok(None) };
+        let list = proto::StatBlobResponse::decode(encoded);
+        let list =
+            list.map_err(|error| self.corrupt(digest, &format!("its object is no list: {error}")))?;
+        let chunk =
+            |chunk: proto::stat_blob_response::ChunkMeta| match Digest::try_from(&*chunk.digest) {
+                Ok(digest) if (1..=CHUNK_MAX as u64).contains(&chunk.size) => {
+                    Ok(ChunkMeta { digest, size: chunk.size })
+                }
+                _ => Err(self.corrupt(digest, "its chunk list has something that is no chunk")),
+            };
+        list.chunks.into_iter().map(chunk).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    async fn describe(&self, digest: &Digest) -> Result<Option<Proof>, BlobError> {
+        if *digest == Digest::EMPTY {
+            return Ok(Some(Proof::empty()));
+        }
+        let list = self.chunk_list(digest).await?;
+        let several = list.as_ref().filter(|chunks| chunks.len() > 1);
+        let Some(chunks) = several else {
+            // A blob of a single chunk, or a chunk of another blob.
+            let Some(whole) = self.chunk(digest).await? else {
+                return match list {
+                    None => Ok(None),
+                    Some(_) => Err(self.corrupt(digest, "its only chunk is missing")),
+                };
+            };
+            let mut hasher = OutboardHasher::new();
+            hasher.update(&whole);
+            let proof = Proof::new(hasher.finish(), Vec::new());
+            return Ok(Some(Proof { whole: Some(whole), ..proof }));
+        };
+        let chunks = chunks.clone();
+        let size = chunks.iter().try_fold(0u64, |sum, chunk| sum.checked_add(chunk.size));
+        let size = size.ok_or_else(|| self.corrupt(digest, "its chunk list overflows"))?;
+        let proof = self.base.get(ObjectKind::Outboard, digest, OUTBOARD_MAX).await;
+        let proof = proof.map_err(|error| self.error(error))?;
+        // A proof of no use is none: the blob itself may be sound.
+        match proof.and_then(|proof| Outboard::parse(*digest, size, &proof).ok()) {
+            Some(outboard) => Ok(Some(Proof::new(outboard, chunks))),
+            None => self.prove(digest, chunks).await.map(Some),
+        }
+    }
+
+    /// Reads a blob once, to learn what proves its ranges.
+    async fn prove(&self, digest: &Digest, chunks: Vec<ChunkMeta>) -> Result<Proof, BlobError> {
+        let mut bytes = self.chunk_bytes(*digest, &chunks, 0..u64::MAX);
+        let mut prover = Prover::new(*digest, chunks, self.base.url().clone());
+        while let Some(piece) = bytes.try_next().await? {
+            prover.update(&piece)?;
+        }
+        prover.finish()
+    }
+
+    async fn proof(&self, digest: &Digest) -> Result<Arc<Proof>, BlobError> {
+        let proof = async {
+            let proof = self.describe(digest).await?;
+            proof.map(Arc::new).ok_or(BlobError::NotFound(*digest))
+        };
+        self.proofs.get_or_make(digest, proof).await
+    }
+
+    /// A range of a blob out of its chunks: each is what its digest says, but whether the list is
+    /// the blob's is not known here.
+    fn chunk_bytes(&self, blob: Digest, chunks: &[ChunkMeta], range: Range<u64>) -> BlobStream {
+        let mut start = 0u64;
+        let mut wanted = Vec::new();
+        for chunk in chunks {
+            let end = start.saturating_add(chunk.size);
+            if end > range.start && start < range.end {
+                wanted.push((*chunk, range.start.saturating_sub(start)));
+            }
+            start = end;
+        }
+        let service = self.clone();
+        let fetch = move |(chunk, skipped): (ChunkMeta, u64)| {
+            let service = service.clone();
+            async move {
+                match service.chunk(&chunk.digest).await? {
+                    Some(bytes) if bytes.len() as u64 == chunk.size => {
+                        Ok(bytes.slice(skipped as usize..))
+                    }
+                    Some(_) => {
+                        let reason = format!("the size of chunk {} is wrong", chunk.digest);
+                        Err(service.corrupt(&blob, &reason))
+                    }
+                    None => {
+                        let reason = format!("chunk {} is missing", chunk.digest);
+                        Err(service.corrupt(&blob, &reason))
+                    }
+                }
+            }
+        };
+        stream::iter(wanted).map(fetch).buffered(CHUNKS_AHEAD).boxed()
+    }
+
+    async fn create_chunk(&self, digest: Digest, bytes: Bytes) -> Result<(), BlobError> {
+        let compressed = compress(bytes).await;
+        let compressed = compressed.map_err(|error| BlobError::Other {
+            service: self.base.to_string(),
+            source: error.into(),
+        })?;
+        let created = self.base.create(ObjectKind::Chunk, &digest, compressed).await;
+        created.map_err(|error| self.error(error))
+    }
+
+    /// Makes the object that says that a blob is there: the last of its objects.
+    async fn create_blob(&self, digest: &Digest, chunks: &[ChunkMeta]) -> Result<(), BlobError> {
+        let chunk = |chunk: &ChunkMeta| proto::stat_blob_response::ChunkMeta {
+            digest: chunk.digest.into(),
+            size: chunk.size,
+        };
+        let chunks = chunks.iter().map(chunk).collect();
+        let list = proto::StatBlobResponse { chunks, bao: Bytes::new() };
+        let created = self.base.create(ObjectKind::Blob, digest, list.encode_to_vec().into()).await;
+        created.map_err(|error| self.error(error))
+    }
+
+    async fn create_outboard(&self, outboard: &Outboard) -> Result<(), BlobError> {
+        let created =
+            self.base.create(ObjectKind::Outboard, outboard.digest(), outboard.encode()).await;
+        created.map_err(|error| self.error(error))
+    }
+
+    async fn has_one(&self, digest: Digest) -> Result<bool, BlobError> {
+        if digest == Digest::EMPTY {
+            return Ok(true);
+        }
+        for kind in [ObjectKind::Blob, ObjectKind::Chunk] {
+            if self.base.has(kind, &digest).await.map_err(|error| self.error(error))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
+        if digest == Digest::EMPTY {
+            return Ok(Some(Bytes::new()));
+        }
+        // A small blob is a chunk: its list says nothing more.
+        if let Some(bytes) = self.chunk(&digest).await? {
+            check_small(&digest, bytes.len() as u64)?;
+            return Ok(Some(bytes));
+        }
+        match self.chunk_list(&digest).await? {
+            None => Ok(None),
+            Some(chunks) if chunks.len() > 1 => {
+                let size = chunks.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.size));
+                check_small(&digest, size)?;
+                let proof = self.proof(&digest).await?;
+                let pieces: Vec<Bytes> =
+                    self.verified(&proof, 0..proof.size()).try_collect().await?;
+                Ok(Some(pieces.concat().into()))
+            }
+            Some(_) => Err(self.corrupt(&digest, "its only chunk is missing")),
+        }
+    }
+
+    /// The verified bytes of a range that lies within the blob.
+    fn verified(&self, proof: &Proof, range: Range<u64>) -> BlobStream {
+        if range.is_empty() {
+            return stream::empty().boxed();
+        }
+        if let Some(whole) = &proof.whole {
+            let bytes = whole.slice(range.start as usize..range.end as usize);
+            return stream::iter([Ok(bytes)]).boxed();
+        }
+        let digest = *proof.outboard.digest();
+        let bytes = self.chunk_bytes(digest, &proof.chunks, covering(&range));
+        verified(proof.outboard.clone(), range, bytes, self.base.url().clone())
+    }
+}
+
+#[async_trait]
+impl BlobService for ObjectStoreBlobService {
+    async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        match self.proof(digest).await {
+            Ok(proof) => Ok(Some(proof.stat())),
+            Err(BlobError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
+        check_count(digests.len(), HAS_MANY_DIGESTS)?;
+        let asked: Vec<_> = digests.iter().map(|&digest| self.has_one(digest)).collect();
+        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
+    }
+
+    async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
+        let proof = self.proof(digest).await?;
+        Ok(self.verified(&proof, range.within(proof.size())))
+    }
+
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        check_count(digests.len(), READ_MANY_BLOBS)?;
+        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
+        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
+    }
+
+    async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {
+        let mut hasher = OutboardHasher::new();
+        let mut chunker = Some(Chunker::new());
+        let mut chunks = Vec::new();
+        let mut uploads = FuturesUnordered::new();
+        while let Some(cutting) = &mut chunker {
+            let mut cut = Vec::new();
+            match source.try_next().await.map_err(BlobError::Source)? {
+                Some(piece) => {
+                    hasher.update(&piece);
+                    cutting.push(&piece, |chunk| cut.push(chunk));
+                }
+                None => {
+                    let last = chunker.take().expect("it is there until the end");
+                    last.finish(|chunk| cut.push(chunk));
+                }
+            }
+            for chunk in cut {
+                let size = chunk.len() as u64;
+                let digest = Digest::of(&chunk);
+                chunks.push(ChunkMeta { digest, size });
+                while uploads.len() >= UPLOADS {
+                    uploads.try_next().await?;
+                }
+                uploads.push(self.create_chunk(digest, chunk));
+            }
+        }
+        while uploads.try_next().await?.is_some() {}
+
+        let outboard = hasher.finish();
+        let digest = *outboard.digest();
+        if chunks.len() < 2 {
+            chunks.clear();
+        } else {
+            self.create_outboard(&outboard).await?;
+        }
+        self.create_blob(&digest, &chunks).await?;
+        let proof = Proof::new(outboard, chunks);
+        let stat = proof.stat();
+        if !stat.chunks.is_empty() {
+            self.proofs.insert(digest, Arc::new(proof));
+        }
+        Ok(stat)
+    }
+
+    async fn put_many(&self, blobs: Vec<Blob>) -> Result<(), BlobError> {
+        for blob in &blobs {
+            check_small(blob.digest(), blob.bytes().len() as u64)?;
+        }
+        let put = |blob: Blob| async move {
+            let digest = *blob.digest();
+            if digest != Digest::EMPTY {
+                self.create_chunk(digest, blob.into_bytes()).await?;
+            }
+            self.create_blob(&digest, &[]).await
+        };
+        let puts: Vec<_> = blobs.into_iter().map(put).collect();
+        stream::iter(puts).buffer_unordered(REQUESTS_AT_ONCE).try_collect().await
+    }
+
+    fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {
+        None
+    }
+
+    fn lend(&self, _: &Digest) -> Option<File> {
+        None
+    }
+}
+
+impl fmt::Display for ObjectStoreBlobService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.base.fmt(f)
+    }
+}
+
+impl fmt::Debug for ObjectStoreBlobService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectStoreBlobService({})", self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests;

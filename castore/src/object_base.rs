@@ -1,0 +1,322 @@
+//! A bucket or folder of objects, and where in it a store lies. The layout's paths and encodings
+//! are here; which objects make up a blob or a directory is the affair of the backends.
+
+use std::{fmt, path::Path as FilePath, sync::Arc};
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use object_store::{
+    Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, WriteMultipart,
+    local::LocalFileSystem, path::Path,
+};
+
+use crate::{BoxError, Digest, address::ObjectAddress};
+
+/// The level of compression. Chunks are read far more often than written, and a higher level costs
+/// more than it saves over a network.
+const ZSTD_LEVEL: i32 = 3;
+
+/// The largest object that is uploaded in one request, in bytes.
+const SINGLE_UPLOAD_MAX: usize = 16 * 1024 * 1024;
+
+/// A part of a larger one, in bytes.
+const PART_LEN: usize = 8 * 1024 * 1024;
+
+/// The parts of one object that are uploaded at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// The requests that one call has under way at once.
+pub(crate) const REQUESTS_AT_ONCE: usize = 16;
+
+/// The kinds of objects, each in a folder of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// The bytes of a chunk, in a zstd frame.
+    Chunk,
+    /// The chunk list of a blob; empty for a blob of no chunk or one.
+    Blob,
+    /// What proves a blob's ranges. Not part of the layout in use: others pass it over.
+    Outboard,
+    /// The closure of a directory that was stored as a root.
+    Closure,
+    /// One directory, in a zstd frame. Not part of the layout in use: others pass it over.
+    Directory,
+}
+
+impl ObjectKind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Chunk => "chunks",
+            Self::Blob => "blobs",
+            Self::Outboard => "outboards",
+            Self::Closure => "dirs",
+            Self::Directory => "directories",
+        }
+    }
+}
+
+/// Where a store lies among objects. Clones share the connection.
+#[derive(Clone)]
+pub struct ObjectBase {
+    objects: Arc<dyn ObjectStore>,
+    path: Path,
+    url: Arc<str>,
+}
+
+/// Objects that can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectBaseError {
+    /// Neither the folder nor the one that it would be made in is there.
+    #[error("{url}: the folder {folder} does not exist")]
+    NoFolder {
+        /// The address.
+        url: String,
+        /// What is missing.
+        folder: String,
+    },
+    /// What the address and its options say is not enough, or wrong.
+    #[error("can't open {url}")]
+    Open {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: BoxError,
+    },
+}
+
+impl ObjectBase {
+    /// Opens the objects at an address; the query pairs of its URL are options. Nothing is written:
+    /// a folder is made by the first write, in a folder that has to be there.
+    pub fn open(address: &ObjectAddress) -> Result<Self, ObjectBaseError> {
+        let display = address.to_string();
+        let failed = |source: BoxError| ObjectBaseError::Open { url: display.clone(), source };
+        let url = address.url();
+        if url.scheme() == "file" {
+            let folder = url.to_file_path().map_err(|()| failed("not a path".into()))?;
+            let parent = folder.parent().unwrap_or(FilePath::new("/"));
+            if !folder.is_dir() && !parent.is_dir() {
+                let folder = parent.display().to_string();
+                return Err(ObjectBaseError::NoFolder { url: display, folder });
+            }
+            let path = Path::from_absolute_path(&folder).map_err(|error| failed(error.into()))?;
+            // What is acknowledged has to outlast a loss of power.
+            let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
+            return Ok(Self { objects, path, url: display.into() });
+        }
+        let options: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let mut bare = url.clone();
+        bare.set_query(None);
+        let (objects, path) =
+            object_store::parse_url_opts(&bare, options).map_err(|error| failed(error.into()))?;
+        Ok(Self { objects: objects.into(), path, url: display.into() })
+    }
+
+    /// The address, as it displays.
+    pub fn url(&self) -> &Arc<str> {
+        &self.url
+    }
+
+    /// The objects themselves, all of them.
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+
+    /// The path of the store among the objects.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where an object of a digest lies: `<base>/<kind>/b3/<4 hex digits>/<64 hex digits>`.
+    pub fn location(&self, kind: ObjectKind, digest: &Digest) -> Path {
+        let hex = digest.to_hex();
+        let (prefix, _) = hex.split_at(4);
+        let path = self.path.clone().join(kind.folder()).join("b3");
+        path.join(prefix).join(hex.as_str())
+    }
+
+    /// Whether an object is there.
+    pub async fn has(&self, kind: ObjectKind, digest: &Digest) -> Result<bool, Error> {
+        match self.objects.head(&self.location(kind, digest)).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A whole object of at most `max` bytes; a larger one is an error. `None` if it is not there.
+    pub async fn get(
+        &self,
+        kind: ObjectKind,
+        digest: &Digest,
+        max: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let found = match self.objects.get(&self.location(kind, digest)).await {
+            Ok(found) => found,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let path = found.meta.location.to_string();
+        let mut pieces = found.into_stream();
+        let mut all = Vec::new();
+        while let Some(piece) = pieces.try_next().await? {
+            if all.len() + piece.len() > max {
+                let source = format!("object {path} has more than {max} bytes").into();
+                return Err(Error::Generic { store: "cairn", source });
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(Some(all.into()))
+    }
+
+    /// Makes an object, unless it is there: what it holds follows from its name.
+    pub async fn create(
+        &self,
+        kind: ObjectKind,
+        digest: &Digest,
+        bytes: Bytes,
+    ) -> Result<(), Error> {
+        let location = self.location(kind, digest);
+        if bytes.len() > SINGLE_UPLOAD_MAX {
+            let upload = self.objects.put_multipart(&location).await?;
+            let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_LEN);
+            for start in (0..bytes.len()).step_by(PART_LEN) {
+                parts.wait_for_capacity(PARTS_AT_ONCE).await?;
+                parts.put(bytes.slice(start..bytes.len().min(start + PART_LEN)));
+            }
+            return parts.finish().await.map(drop);
+        }
+        let payload = PutPayload::from(bytes);
+        let create = PutMode::Create.into();
+        match self.objects.put_opts(&location, payload.clone(), create).await {
+            Ok(_) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
+            // A store without conditions: to write the same again does no harm.
+            Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+                self.objects.put(&location, payload).await.map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// One zstd frame of these bytes.
+pub(crate) async fn compress(bytes: Bytes) -> std::io::Result<Bytes> {
+    let compressed =
+        tokio::task::spawn_blocking(move || zstd::bulk::compress(&bytes, ZSTD_LEVEL)).await;
+    Ok(compressed.map_err(std::io::Error::other)??.into())
+}
+
+/// The bytes of one zstd frame, at most `max` of them.
+pub(crate) fn decompress(bytes: &[u8], max: usize) -> std::io::Result<Bytes> {
+    zstd::bulk::decompress(bytes, max).map(Bytes::from)
+}
+
+/// The most bytes that zstd makes of so many.
+pub(crate) fn compressed_max(bytes: usize) -> usize {
+    bytes + bytes / 128 + 1024
+}
+
+/// What an error of the objects means to those who asked.
+pub(crate) enum ObjectFault {
+    Denied,
+    Full,
+    Unavailable,
+    Other,
+}
+
+impl ObjectFault {
+    pub(crate) fn of(error: &Error) -> Self {
+        match error {
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Self::Denied,
+            Error::Generic { source, .. } => Self::of_cause(source.as_ref()),
+            _ => Self::Other,
+        }
+    }
+
+    /// The kind of fault is told by the I/O error at the bottom, where there is one.
+    fn of_cause(error: &(dyn std::error::Error + 'static)) -> Self {
+        use std::io::ErrorKind;
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                match error.kind() {
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                        return Self::Full;
+                    }
+                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                        return Self::Denied;
+                    }
+                    ErrorKind::ConnectionRefused
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NotConnected
+                    | ErrorKind::TimedOut => return Self::Unavailable,
+                    _ => {}
+                }
+            }
+            cause = error.source();
+        }
+        Self::Other
+    }
+}
+
+impl fmt::Display for ObjectBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl fmt::Debug for ObjectBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectBase({})", self.url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Address;
+
+    fn open(text: &str) -> Result<ObjectBase, ObjectBaseError> {
+        match text.parse().unwrap() {
+            Address::ObjectStore(address) => ObjectBase::open(&address),
+            other => panic!("{other} is no address of objects"),
+        }
+    }
+
+    #[test]
+    fn objects_lie_where_the_layout_says() {
+        let base = open("objectstore+memory:/base").unwrap();
+        let digest = Digest::of(b"hi\n");
+        assert_eq!(
+            base.location(ObjectKind::Chunk, &digest).as_ref(),
+            "base/chunks/b3/0b8b/0b8b60248fad7ac6dfac221b7e01a8b91c772421a15b387dd1fb2d6a94aee438"
+        );
+        let rooted = open("objectstore+memory:/").unwrap();
+        assert!(
+            rooted.location(ObjectKind::Closure, &digest).as_ref().starts_with("dirs/b3/0b8b/")
+        );
+    }
+
+    #[test]
+    fn nothing_is_made_by_opening() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = folder.path().join("new");
+        open(&format!("objectstore+file://{}", new.display())).unwrap();
+        assert!(!new.exists());
+        let error = open(&format!("objectstore+file://{}/deeper", new.display())).unwrap_err();
+        assert!(matches!(error, ObjectBaseError::NoFolder { .. }), "{error}");
+    }
+
+    #[test]
+    fn options_reach_the_store_and_stay_out_of_its_name() {
+        let url = "objectstore+s3://bucket/base?aws_region=here&aws_secret_access_key=secret\
+            &aws_access_key_id=me&aws_endpoint_url=http://127.0.0.1:1&aws_allow_http=true";
+        let base = open(url).unwrap();
+        assert_eq!(base.to_string(), "objectstore+s3://bucket/base");
+        assert_eq!(base.path().as_ref(), "base");
+        assert!(base.objects().to_string().contains("bucket"));
+    }
+}
