@@ -16,6 +16,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
 use crate::{BoxError, Digest, chunking::CHUNK_MIN, outboard::Outboard};
 
+pub mod local;
+
 /// The most bytes that a small blob has: one of at most this size is a single chunk, and goes
 /// through [`BlobService::put_many`] and [`BlobService::read_many`].
 pub const SMALL_BLOB_MAX: usize = CHUNK_MIN;

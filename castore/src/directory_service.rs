@@ -14,6 +14,8 @@ use futures::stream::BoxStream;
 
 use crate::{BoxError, Digest, Directory, blob_service::HAS_MANY_DIGESTS, closure::InvalidClosure};
 
+pub mod local;
+
 /// Directories in the order that the method says. Ends after an error.
 pub type DirectoryStream = BoxStream<'static, Result<Directory, DirectoryError>>;
 

@@ -13,6 +13,7 @@ pub mod directory_service;
 pub mod grpc;
 pub mod grpc_server;
 pub mod import;
+pub mod local;
 pub mod name;
 pub mod node;
 pub mod object_base;

@@ -1,0 +1,574 @@
+//! Blobs in the local store: chunks, and for a blob of several the list of them with the proof of
+//! its ranges. How the store keeps records is in `local`.
+
+use std::{collections::VecDeque, fmt, fs::File, io, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_proto::cairn::v1::{StatResponse, stat_response};
+use futures::{StreamExt as _, TryStreamExt as _};
+use prost::Message as _;
+use quick_cache::{Weighter, sync::Cache};
+use tokio::sync::mpsc;
+
+use crate::{
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
+    blob_service::{
+        BlobSource, BlobStream, HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX,
+    },
+    chunking::Chunker,
+    local::{Kind, LocalError, LocalStore, Record, Submitted},
+    outboard::{Outboard, OutboardHasher},
+};
+
+/// The decompressed chunks kept in memory for readers that take them in parts, in bytes.
+const CHUNK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// The chunk lists kept in memory, in bytes.
+const LIST_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How many entries the caches are laid out for. Few, so that the room is not split into parts
+/// that are smaller than an entry.
+const CACHED_CHUNKS: usize = 128;
+const CACHED_LISTS: usize = 64;
+
+/// The chunks that a stream reads ahead of its reader.
+const READ_AHEAD: usize = 4;
+
+/// The pieces of a stream that wait to be hashed, and the most bytes in a piece.
+const PUT_PIECES: usize = 4;
+const PUT_PIECE_BYTES: usize = 1024 * 1024;
+
+/// The chunks of a stream that are stored together, in bytes.
+const PUT_BATCH_BYTES: usize = 2 * 1024 * 1024;
+
+/// The batches of a stream that wait to be durable before the stream is read on.
+const PUT_BATCHES: usize = 8;
+
+/// The blobs of a local store.
+#[derive(Debug, Clone)]
+pub struct LocalBlobService {
+    blobs: Arc<Blobs>,
+}
+
+/// What is done on threads that may wait.
+#[derive(Debug)]
+struct Blobs {
+    store: Arc<LocalStore>,
+    chunks: Cache<Digest, Bytes, ChunkWeight>,
+    lists: Cache<Digest, Arc<ChunkList>, ListWeight>,
+}
+
+#[derive(Debug, Clone)]
+struct ChunkWeight;
+
+impl Weighter<Digest, Bytes> for ChunkWeight {
+    fn weight(&self, _: &Digest, chunk: &Bytes) -> u64 {
+        chunk.len().max(1) as u64
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ListWeight;
+
+impl Weighter<Digest, Arc<ChunkList>> for ListWeight {
+    fn weight(&self, _: &Digest, list: &Arc<ChunkList>) -> u64 {
+        (list.chunks.len() * size_of::<Chunk>()) as u64
+    }
+}
+
+/// The chunks of a blob of several.
+#[derive(Debug)]
+struct ChunkList {
+    blob: Digest,
+    size: u64,
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    digest: Digest,
+    /// Where it ends within the blob.
+    end: u64,
+}
+
+impl ChunkList {
+    /// The chunk with this byte, and where it starts.
+    fn chunk_at(&self, offset: u64) -> Option<(usize, u64)> {
+        let index = self.chunks.partition_point(|chunk| chunk.end <= offset);
+        (index < self.chunks.len()).then(|| (index, self.start(index)))
+    }
+
+    fn start(&self, index: usize) -> u64 {
+        index.checked_sub(1).map_or(0, |before| self.chunks[before].end)
+    }
+}
+
+/// What a blob is made of.
+enum Parts {
+    /// A chunk of this many bytes.
+    One(u64),
+    Many(Arc<ChunkList>),
+}
+
+impl LocalBlobService {
+    /// The blobs of this store.
+    pub fn new(store: Arc<LocalStore>) -> Self {
+        let chunks = Cache::with_weighter(CACHED_CHUNKS, CHUNK_CACHE_BYTES, ChunkWeight);
+        let lists = Cache::with_weighter(CACHED_LISTS, LIST_CACHE_BYTES, ListWeight);
+        Self { blobs: Arc::new(Blobs { store, chunks, lists }) }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Blobs) -> Result<T, BlobError> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        self.blobs.blocking(run).await
+    }
+}
+
+impl fmt::Display for LocalBlobService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.blobs.store.fmt(f)
+    }
+}
+
+impl Blobs {
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        run: impl FnOnce(&Self) -> Result<T, BlobError> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        let blobs = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || run(&blobs)).await {
+            Ok(outcome) => outcome,
+            // The runtime is shutting down, or the closure has panicked.
+            Err(error) => {
+                Err(BlobError::Other { service: self.store.to_string(), source: Box::new(error) })
+            }
+        }
+    }
+
+    fn error(&self, error: LocalError) -> BlobError {
+        let service = self.store.to_string();
+        match error {
+            LocalError::Damaged { ref key, pack, offset, ref reason, .. } => {
+                match Digest::try_from(&**key) {
+                    Ok(digest) => BlobError::Corrupt {
+                        digest,
+                        reason: format!("{reason}, in pack {pack:08} at byte {offset}"),
+                    },
+                    Err(_) => BlobError::Other { service, source: Box::new(error) },
+                }
+            }
+            LocalError::NoSpace { .. } => BlobError::NoSpace { service, source: Box::new(error) },
+            LocalError::TooLarge { .. } => BlobError::Invalid(error.to_string()),
+            error => BlobError::Other { service, source: Box::new(error) },
+        }
+    }
+
+    /// What a blob is made of. `None` if it is not there.
+    fn parts(&self, digest: &Digest) -> Result<Option<Parts>, BlobError> {
+        let key = digest.as_bytes();
+        if let Some(list) = self.lists.get(digest) {
+            return Ok(Some(Parts::Many(list)));
+        }
+        if *digest == Digest::EMPTY {
+            return Ok(Some(Parts::One(0)));
+        }
+        let size = self.store.value_len(Kind::Chunk, key).map_err(|error| self.error(error))?;
+        if let Some(size) = size {
+            return Ok(Some(Parts::One(size)));
+        }
+        if let Some(stat) = self.stat_of_many(digest)? {
+            let mut end = 0;
+            let chunks = stat.chunks.iter().map(|chunk| {
+                end += chunk.size;
+                Chunk { digest: chunk.digest, end }
+            });
+            let list = ChunkList { blob: *digest, chunks: chunks.collect(), size: stat.size };
+            let list = Arc::new(list);
+            self.lists.insert(*digest, Arc::clone(&list));
+            return Ok(Some(Parts::Many(list)));
+        }
+        // One that is damaged is not among those that are there, but reading it tells why.
+        let chunk = self.store.get(Kind::Chunk, key).map_err(|error| self.error(error))?;
+        Ok(chunk.map(|chunk| Parts::One(chunk.len() as u64)))
+    }
+
+    /// What is known of a blob of several chunks. `None` if it is none.
+    fn stat_of_many(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        let value = self.store.get(Kind::Blob, digest.as_bytes());
+        let Some(value) = value.map_err(|error| self.error(error))? else { return Ok(None) };
+        match decode_stat(digest, &value) {
+            Some(stat) => Ok(Some(stat)),
+            None => {
+                let reason = "its list of chunks is none".to_owned();
+                self.distrust(digest);
+                Err(BlobError::Corrupt { digest: *digest, reason })
+            }
+        }
+    }
+
+    fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        match self.parts(digest)? {
+            None => Ok(None),
+            Some(Parts::One(size)) => {
+                Ok(Some(BlobStat { digest: *digest, size, chunks: Vec::new(), outboard: None }))
+            }
+            Some(Parts::Many(_)) => self.stat_of_many(digest),
+        }
+    }
+
+    fn has(&self, digest: &Digest) -> Result<bool, BlobError> {
+        let key = digest.as_bytes();
+        let contains = |kind| self.store.contains(kind, key).map_err(|error| self.error(error));
+        Ok(*digest == Digest::EMPTY || contains(Kind::Chunk)? || contains(Kind::Blob)?)
+    }
+
+    /// A whole chunk, from the cache if it is there.
+    fn chunk(&self, digest: &Digest) -> Result<Option<Bytes>, BlobError> {
+        match self.chunks.get(digest) {
+            Some(chunk) => Ok(Some(chunk)),
+            None if *digest == Digest::EMPTY => Ok(Some(Bytes::new())),
+            None => {
+                let chunk = self.store.get(Kind::Chunk, digest.as_bytes());
+                chunk.map_err(|error| self.error(error))
+            }
+        }
+    }
+
+    /// A chunk that a blob has to have. If it is damaged or missing, so is the blob.
+    fn chunk_of(&self, list: &ChunkList, index: usize) -> Result<Bytes, BlobError> {
+        let digest = &list.chunks[index].digest;
+        let size = list.chunks[index].end - list.start(index);
+        let reason = match self.chunk(digest) {
+            Ok(Some(chunk)) if chunk.len() as u64 == size => return Ok(chunk),
+            Ok(Some(_)) => format!("chunk {digest} has another length"),
+            Ok(None) => format!("chunk {digest} is missing"),
+            Err(error @ BlobError::Corrupt { .. }) => {
+                self.distrust(&list.blob);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        self.distrust(&list.blob);
+        Err(BlobError::Corrupt { digest: list.blob, reason })
+    }
+
+    /// A blob whose chunks are damaged counts as absent, so that they come again.
+    fn distrust(&self, blob: &Digest) {
+        if let Err(error) = self.store.distrust(Kind::Blob, blob.as_bytes()) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(store = %self.store, %blob, error, "damage could not be noted");
+        }
+    }
+
+    /// A part of a chunk, which is kept for the next part if there is one.
+    fn part_of(
+        &self,
+        digest: &Digest,
+        range: ByteRange,
+        load: impl FnOnce() -> Result<Bytes, BlobError>,
+    ) -> Result<Bytes, BlobError> {
+        let part = |chunk: &Bytes| {
+            let range = range.within(chunk.len() as u64);
+            chunk.slice(range.start as usize..range.end as usize)
+        };
+        if let Some(chunk) = self.chunks.get(digest) {
+            return Ok(part(&chunk));
+        }
+        let chunk = load()?;
+        let taken = part(&chunk);
+        if taken.len() < chunk.len() {
+            self.chunks.insert(*digest, chunk);
+        }
+        Ok(taken)
+    }
+
+    fn read_now(&self, digest: &Digest, range: ByteRange) -> Result<Bytes, BlobError> {
+        // Spares a reader of a chunk's parts the way through the index.
+        if let Some(chunk) = self.chunks.get(digest) {
+            return self.part_of(digest, range, || Ok(chunk));
+        }
+        match self.parts(digest)?.ok_or(BlobError::NotFound(*digest))? {
+            Parts::One(size) if range.within(size).is_empty() => Ok(Bytes::new()),
+            Parts::One(_) => {
+                let load = || self.chunk(digest)?.ok_or(BlobError::NotFound(*digest));
+                self.part_of(digest, range, load)
+            }
+            Parts::Many(list) => {
+                let range = range.within(list.size);
+                let Some((index, start)) = list.chunk_at(range.start).filter(|_| !range.is_empty())
+                else {
+                    return Ok(Bytes::new());
+                };
+                let within =
+                    ByteRange { offset: range.start - start, length: range.end - range.start };
+                let chunk = list.chunks[index].digest;
+                self.part_of(&chunk, within, || self.chunk_of(&list, index))
+            }
+        }
+    }
+
+    fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        let read = |digest: &Digest| {
+            let size = match self.parts(digest)? {
+                None => return Ok(None),
+                Some(Parts::One(size)) => size,
+                Some(Parts::Many(list)) => list.size,
+            };
+            if size > SMALL_BLOB_MAX as u64 {
+                return Err(BlobError::TooLarge {
+                    digest: *digest,
+                    size,
+                    max: SMALL_BLOB_MAX as u64,
+                });
+            }
+            self.chunk(digest)
+        };
+        digests.iter().map(read).collect()
+    }
+
+    /// Takes the pieces of a blob as they come; what is left is to store what makes them a blob.
+    fn put_pieces(&self, mut pieces: mpsc::Receiver<Piece>) -> Result<BlobStat, BlobError> {
+        let mut put = StreamPut::new(self);
+        let mut chunker = Chunker::new();
+        let mut hasher = OutboardHasher::new();
+        loop {
+            match pieces.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => {
+                    hasher.update(&bytes);
+                    let mut ready = Vec::new();
+                    chunker.push(&bytes, |chunk| ready.push(chunk));
+                    ready.into_iter().try_for_each(|chunk| put.add(chunk))?;
+                }
+                Some(Piece::End) => break,
+                // Whoever puts has gone, or has told its own error.
+                None => {
+                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return Err(BlobError::Source(error));
+                }
+            }
+        }
+        let mut ready = Vec::new();
+        chunker.finish(|chunk| ready.push(chunk));
+        ready.into_iter().try_for_each(|chunk| put.add(chunk))?;
+        put.finish(hasher.finish())
+    }
+
+    fn put_many(&self, blobs: Vec<Blob>) -> Result<Submitted, BlobError> {
+        let record = |blob: Blob| Record {
+            kind: Kind::Chunk,
+            key: (*blob.digest()).into(),
+            value: blob.into_bytes(),
+        };
+        let is_empty = |blob: &Blob| blob.bytes().is_empty();
+        let records = blobs.into_iter().filter(|blob| !is_empty(blob)).map(record).collect();
+        self.store.submit(records).map_err(|error| self.error(error))
+    }
+}
+
+/// A part of a blob on its way to the thread that cuts and hashes it.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The chunks of a stream on their way into the store.
+struct StreamPut<'a> {
+    blobs: &'a Blobs,
+    chunks: Vec<ChunkMeta>,
+    batch: Vec<Record>,
+    batch_bytes: usize,
+    submitted: VecDeque<Submitted>,
+}
+
+impl<'a> StreamPut<'a> {
+    fn new(blobs: &'a Blobs) -> Self {
+        let submitted = VecDeque::new();
+        Self { blobs, chunks: Vec::new(), batch: Vec::new(), batch_bytes: 0, submitted }
+    }
+
+    fn add(&mut self, chunk: Bytes) -> Result<(), BlobError> {
+        let digest = Digest::of(&chunk);
+        self.chunks.push(ChunkMeta { digest, size: chunk.len() as u64 });
+        self.batch_bytes += chunk.len();
+        self.batch.push(Record { kind: Kind::Chunk, key: digest.into(), value: chunk });
+        if self.batch_bytes >= PUT_BATCH_BYTES { self.submit() } else { Ok(()) }
+    }
+
+    fn submit(&mut self) -> Result<(), BlobError> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        self.submitted.push_back(self.checked(self.blobs.store.submit(batch))?);
+        match self.submitted.len() > PUT_BATCHES {
+            true => self.wait_for_one(),
+            false => Ok(()),
+        }
+    }
+
+    fn wait_for_one(&mut self) -> Result<(), BlobError> {
+        match self.submitted.pop_front() {
+            Some(submitted) => self.checked(submitted.wait()),
+            None => Ok(()),
+        }
+    }
+
+    fn checked<T>(&self, outcome: Result<T, LocalError>) -> Result<T, BlobError> {
+        outcome.map_err(|error| self.blobs.error(error))
+    }
+
+    /// The list comes only when all chunks are durable, so that no blob is there in part.
+    fn finish(mut self, outboard: Outboard) -> Result<BlobStat, BlobError> {
+        self.submit()?;
+        while !self.submitted.is_empty() {
+            self.wait_for_one()?;
+        }
+        let (digest, size) = (*outboard.digest(), outboard.size());
+        if self.chunks.len() <= 1 {
+            return Ok(BlobStat { digest, size, chunks: Vec::new(), outboard: None });
+        }
+        let chunks = std::mem::take(&mut self.chunks);
+        let stat = BlobStat { digest, size, chunks, outboard: Some(outboard) };
+        let value = encode_stat(&stat);
+        let record = Record { kind: Kind::Blob, key: digest.into(), value };
+        self.checked(self.blobs.store.put(vec![record]))?;
+        Ok(stat)
+    }
+}
+
+/// The message that cairn's peers tell each other the same things with.
+fn encode_stat(stat: &BlobStat) -> Bytes {
+    let chunk =
+        |chunk: &ChunkMeta| stat_response::Chunk { digest: chunk.digest.into(), size: chunk.size };
+    let message = StatResponse {
+        size: stat.size,
+        chunks: stat.chunks.iter().map(chunk).collect(),
+        outboard: stat.outboard.as_ref().map(Outboard::encode).unwrap_or_default(),
+    };
+    message.encode_to_vec().into()
+}
+
+fn decode_stat(digest: &Digest, value: &Bytes) -> Option<BlobStat> {
+    let message = StatResponse::decode(value.clone()).ok()?;
+    let mut sum: u64 = 0;
+    let mut chunks = Vec::with_capacity(message.chunks.len());
+    for chunk in message.chunks {
+        sum = sum.checked_add(chunk.size)?;
+        chunks.push(ChunkMeta { digest: (&*chunk.digest).try_into().ok()?, size: chunk.size });
+    }
+    if chunks.len() < 2 || sum != message.size || chunks.iter().any(|chunk| chunk.size == 0) {
+        return None;
+    }
+    let outboard = Outboard::parse(*digest, message.size, &message.outboard).ok()?;
+    Some(BlobStat { digest: *digest, size: message.size, chunks, outboard: Some(outboard) })
+}
+
+#[async_trait]
+impl BlobService for LocalBlobService {
+    async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        let digest = *digest;
+        self.blocking(move |blobs| blobs.stat(&digest)).await
+    }
+
+    async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
+        let too_many = digests.len() > HAS_MANY_DIGESTS;
+        if too_many {
+            return Err(BlobError::Invalid(format!("more than {HAS_MANY_DIGESTS} digests")));
+        }
+        let digests = digests.to_vec();
+        self.blocking(move |blobs| digests.iter().map(|digest| blobs.has(digest)).collect()).await
+    }
+
+    async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
+        let digest = *digest;
+        let parts = self.blocking(move |blobs| blobs.parts(&digest)).await?;
+        let list = match parts.ok_or(BlobError::NotFound(digest))? {
+            Parts::One(size) if range.within(size).is_empty() => {
+                return Ok(futures::stream::empty().boxed());
+            }
+            Parts::One(_) => {
+                let bytes = self.blocking(move |blobs| blobs.read_now(&digest, range)).await?;
+                return Ok(futures::stream::once(async { Ok(bytes) }).boxed());
+            }
+            Parts::Many(list) => list,
+        };
+        let range = range.within(list.size);
+        let first = list.chunk_at(range.start).map_or(list.chunks.len(), |(index, _)| index);
+        let end = list.chunks.partition_point(|chunk| chunk.end < range.end) + 1;
+        let indices = if range.is_empty() { 0..0 } else { first..end.min(list.chunks.len()) };
+        let blobs = Arc::clone(&self.blobs);
+        let part = move |index: usize| {
+            let (blobs, list, range) = (Arc::clone(&blobs), Arc::clone(&list), range.clone());
+            async move {
+                let start = list.start(index);
+                let chunk = blobs.blocking(move |blobs| blobs.chunk_of(&list, index)).await?;
+                let from = range.start.saturating_sub(start).min(chunk.len() as u64);
+                let to = (range.end - start).min(chunk.len() as u64);
+                Ok::<_, BlobError>(chunk.slice(from as usize..to as usize))
+            }
+        };
+        let stream = futures::stream::iter(indices).map(part).buffered(READ_AHEAD);
+        // Ends with the first error, as streams of blobs do.
+        Ok(async_stream::try_stream! {
+            futures::pin_mut!(stream);
+            while let Some(bytes) = stream.try_next().await? {
+                yield bytes;
+            }
+        }
+        .boxed())
+    }
+
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        if digests.len() > READ_MANY_BLOBS {
+            return Err(BlobError::Invalid(format!("more than {READ_MANY_BLOBS} blobs")));
+        }
+        let digests = digests.to_vec();
+        self.blocking(move |blobs| blobs.read_many(&digests)).await
+    }
+
+    async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {
+        let (sender, receiver) = mpsc::channel(PUT_PIECES);
+        let send = async move {
+            while let Some(mut bytes) = source.try_next().await? {
+                while !bytes.is_empty() {
+                    let piece = bytes.split_to(bytes.len().min(PUT_PIECE_BYTES));
+                    // The other end is gone only if it failed, and says so itself.
+                    if sender.send(Piece::Bytes(piece)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            let _ = sender.send(Piece::End).await;
+            Ok(())
+        };
+        let put = self.blocking(move |blobs| blobs.put_pieces(receiver));
+        let (sent, stored) = futures::join!(send, put);
+        sent.map_err(BlobError::Source)?;
+        stored
+    }
+
+    async fn put_many(&self, blobs: Vec<Blob>) -> Result<(), BlobError> {
+        if blobs.iter().map(|blob| blob.bytes().len()).sum::<usize>() > PUT_MANY_BYTES {
+            return Err(BlobError::Invalid(format!("more than {PUT_MANY_BYTES} bytes of blobs")));
+        }
+        if let Some(blob) = blobs.iter().find(|blob| blob.bytes().len() > SMALL_BLOB_MAX) {
+            return Err(BlobError::TooLarge {
+                digest: *blob.digest(),
+                size: blob.bytes().len() as u64,
+                max: SMALL_BLOB_MAX as u64,
+            });
+        }
+        let submitted = self.blocking(move |service| service.put_many(blobs)).await?;
+        submitted.done().await.map_err(|error| self.blobs.error(error))?;
+        Ok(())
+    }
+
+    fn read_local(&self, digest: &Digest, range: ByteRange) -> Option<Result<Bytes, BlobError>> {
+        Some(self.blobs.read_now(digest, range))
+    }
+
+    fn lend(&self, _: &Digest) -> Option<File> {
+        None
+    }
+}

@@ -1,0 +1,293 @@
+//! Group commit: one thread writes what all putters have queued, with one `fdatasync` a group.
+//! Encoding is done before, on the putters' threads, and indexing behind, in `places`.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::{
+    error::LocalError,
+    index::{Change, Mark},
+    pack::{ActivePack, PACK_LIMIT, Packs, Place},
+    places::Places,
+    record::{Codec, Encoded, Key},
+    room::Room,
+};
+
+/// The encoded bytes that may wait to be written. A single larger batch is taken when nothing else
+/// waits.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// The batches that may wait to be written.
+const QUEUE_BATCHES: usize = 4096;
+
+/// A group is not made larger than this many bytes, unless its first batch is.
+const GROUP_BYTES: usize = 16 * 1024 * 1024;
+
+/// The bytes of one write.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+/// Records that are written together, and whoever waits for them.
+pub(super) struct Batch {
+    pub(super) records: Vec<Encoded>,
+    pub(super) bytes: usize,
+    /// Told whether a deletion in the batch has found its key.
+    pub(super) done: oneshot::Sender<Result<bool, LocalError>>,
+}
+
+/// The batches that wait to be written.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+    drained: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+    is_closed: bool,
+}
+
+impl Queue {
+    /// Adds a batch, as soon as there is room. `false` if the queue is closed.
+    pub(super) fn push(&self, batch: Batch) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed {
+                return false;
+            }
+            let fits = state.bytes + batch.bytes <= QUEUE_BYTES;
+            if state.batches.is_empty() || (fits && state.batches.len() < QUEUE_BATCHES) {
+                state.bytes += batch.bytes;
+                state.batches.push_back(batch);
+                self.filled.notify_one();
+                return true;
+            }
+            self.drained.wait(&mut state);
+        }
+    }
+
+    /// The next batches to be written. `None` when the queue is closed and empty.
+    fn take_group(&self) -> Option<Vec<Batch>> {
+        let mut state = self.state.lock();
+        while state.batches.is_empty() {
+            if state.is_closed {
+                return None;
+            }
+            self.filled.wait(&mut state);
+        }
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while let Some(batch) = state.batches.pop_front() {
+            if !group.is_empty() && bytes + batch.bytes > GROUP_BYTES {
+                state.batches.push_front(batch);
+                break;
+            }
+            bytes += batch.bytes;
+            state.bytes -= batch.bytes;
+            group.push(batch);
+        }
+        self.drained.notify_all();
+        Some(group)
+    }
+
+    /// Takes no more batches. Those that are queued are written.
+    pub(super) fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.filled.notify_all();
+        self.drained.notify_all();
+    }
+
+    fn abandon(&self) {
+        self.close();
+        self.state.lock().batches.clear();
+    }
+}
+
+/// What writes.
+pub(super) struct Committer {
+    pub(super) store: PathBuf,
+    pub(super) packs: Arc<Packs>,
+    pub(super) places: Arc<Places>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) room: Room,
+    pub(super) active: Option<ActivePack>,
+    pub(super) next_pack: u32,
+    #[cfg(test)]
+    pub(super) faults: Arc<super::faults::Faults>,
+}
+
+/// Nobody waits for a thread that has gone.
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.queue.abandon();
+    }
+}
+
+impl Committer {
+    /// Writes until the queue is closed: what the committer's thread does.
+    pub(super) fn run(mut self) {
+        let mut buffer = Vec::with_capacity(WRITE_BYTES);
+        while let Some(mut group) = self.queue.take_group() {
+            let outcome = self.commit(&mut group, &mut buffer);
+            if let Err(error) = &outcome {
+                tracing::error!(
+                    store = %self.store.display(),
+                    error = error as &dyn std::error::Error,
+                    "a group of records could not be stored",
+                );
+            }
+            for (index, batch) in group.into_iter().enumerate() {
+                let answer = outcome.clone().map(|found| found.get(index) == Some(&true));
+                // Whoever gave up waiting does not need to know.
+                let _ = batch.done.send(answer);
+            }
+        }
+    }
+
+    /// Writes what is new in a group; which of its batches have a deletion that found its key.
+    fn commit(
+        &mut self,
+        group: &mut [Batch],
+        buffer: &mut Vec<u8>,
+    ) -> Result<Vec<bool>, LocalError> {
+        self.places.wait_for_room()?;
+        let mut found = vec![false; group.len()];
+        // What is written does not depend on its place, so the pack is chosen when it is known
+        // that there is something to write.
+        let mut changes: HashMap<Key, bool> = HashMap::new();
+        let mut written = Vec::new();
+        let mut bytes = 0;
+        for (batch, found) in group.iter_mut().zip(&mut found) {
+            for record in &mut batch.records {
+                let is_deletion = record.codec == Codec::Deletion;
+                let known = match changes.get(&record.key) {
+                    Some(is_set) => Known { exists: *is_set, is_good: *is_set },
+                    None => self.known(&record.key),
+                };
+                *found |= is_deletion && known.exists;
+                let is_new = match is_deletion {
+                    true => known.exists,
+                    false => !known.is_good || record.key.kind().is_replaced(),
+                };
+                if is_new {
+                    changes.insert(record.key, !is_deletion);
+                    bytes += record.len() as u64;
+                    written.push(record);
+                }
+            }
+        }
+        if !written.is_empty() {
+            self.room.for_records(bytes)?;
+            self.write(written, buffer)?;
+        }
+        Ok(found)
+    }
+
+    /// What is known of a key before the group. If the index can't say, a record too many is
+    /// written rather than one too few.
+    fn known(&self, key: &Key) -> Known {
+        match self.places.get(key) {
+            Ok(Some(place)) => Known { exists: true, is_good: self.packs.holds(key, &place) },
+            Ok(None) => Known { exists: false, is_good: false },
+            Err(_) => Known { exists: true, is_good: false },
+        }
+    }
+
+    fn write(
+        &mut self,
+        records: Vec<&mut Encoded>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), LocalError> {
+        let mut pack = match self.active.take() {
+            Some(pack) if pack.end < PACK_LIMIT => pack,
+            _ => self.begin_pack()?,
+        };
+        let id = pack.id;
+        let mut changes = Vec::with_capacity(records.len());
+        let mut end = pack.end;
+        let write_all = || -> io::Result<()> {
+            let mut flushed = end;
+            buffer.clear();
+            for record in records {
+                let change = match record.codec {
+                    Codec::Deletion => Change::Remove,
+                    Codec::Raw | Codec::Zstd => Change::Set(Place {
+                        pack: id,
+                        offset: end,
+                        stored: record.stored,
+                        raw: record.raw,
+                        suspect: false,
+                    }),
+                };
+                changes.push((record.key, change));
+                end += record.len() as u64;
+                let mut rest = record.sealed(id, end - record.len() as u64);
+                while !rest.is_empty() {
+                    let (now, later) = rest.split_at(rest.len().min(WRITE_BYTES - buffer.len()));
+                    buffer.extend_from_slice(now);
+                    rest = later;
+                    if buffer.len() == WRITE_BYTES {
+                        self.write_at(&pack.file, buffer, flushed)?;
+                        flushed += buffer.len() as u64;
+                        buffer.clear();
+                    }
+                }
+            }
+            self.write_at(&pack.file, buffer, flushed)
+        };
+        let written = write_all();
+        if let Err(error) = written {
+            let error = LocalError::io("write", &pack.path, error);
+            // What is not cut off is harmless where no record is added behind it.
+            if pack.file.set_len(pack.end).is_ok() {
+                self.active = Some(pack);
+            }
+            return Err(error);
+        }
+        if let Err(error) = self.sync(&pack.file) {
+            // What the system has dropped of this pack's dirty pages nobody knows: no more of it.
+            let error = LocalError::io("write", &pack.path, error);
+            let _ = pack.file.set_len(pack.end);
+            return Err(error);
+        }
+        pack.end = end;
+        self.packs.set_length(id, end);
+        self.active = Some(pack);
+        self.places.publish(changes, Mark { pack: id, offset: end });
+        Ok(())
+    }
+
+    fn begin_pack(&mut self) -> Result<ActivePack, LocalError> {
+        let id = self.next_pack;
+        self.next_pack += 1;
+        ActivePack::create(self.packs.folder(), id)
+    }
+
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.before_write()?;
+        file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.before_sync()?;
+        file.sync_data()
+    }
+}
+
+struct Known {
+    exists: bool,
+    is_good: bool,
+}
