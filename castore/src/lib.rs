@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
+pub mod export;
 pub mod grpc;
 pub mod grpc_server;
 pub mod import;
@@ -18,6 +19,7 @@ pub mod name;
 pub mod node;
 pub mod object_base;
 pub mod outboard;
+mod place;
 pub mod roots;
 
 pub use address::Address;

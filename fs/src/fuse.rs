@@ -302,7 +302,12 @@ impl Mount {
     /// Whether this mount, and not another, is on its folder.
     fn is_there(&self) -> io::Result<bool> {
         let found = mount_table::find(&self.mountpoint)?;
-        Ok(found.is_some_and(|entry| self.device.is_none_or(|device| device == entry.device)))
+        let ours = |entry: MountEntry| self.device.is_none_or(|device| device == entry.device);
+        // The kernel gives the number of a mount that is gone to the next. What has our number
+        // while we are not connected is either that, or ours and dead.
+        Ok(found.is_some_and(ours)
+            && (self.crew.is_connected()
+                || fs::symlink_metadata(&self.mountpoint).is_err_and(|error| is_dead(&error))))
     }
 
     /// Ends the kernel's connection: what is open fails, and the serving threads end.

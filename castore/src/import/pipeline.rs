@@ -23,9 +23,13 @@ use super::{
     read::{Piece, Read, Reader},
     recent::Recent,
     upload::{Part, Upload},
-    walk::{self, Halt, Item, Location, Place, Source},
+    walk::{self, Halt, Item, Source},
 };
-use crate::{Blob, Digest, Directory, Name, Node, directory::SizeRule};
+use crate::{
+    Blob, Digest, Directory, Name, Node,
+    directory::SizeRule,
+    place::{Location, Place},
+};
 
 /// The fewest threads that read files.
 pub const READERS_MIN: usize = 1;

@@ -18,9 +18,9 @@ use super::{
     error::{Change, ImportError, SpecialFile},
     pipeline::StopFlag,
     progress::ImportProgress,
-    walk::{Halt, Item, Place, Source},
+    walk::{Halt, Item, Source},
 };
-use crate::{Blob, Digest, Name, SymlinkTarget, blob_service::SMALL_BLOB_MAX};
+use crate::{Blob, Digest, Name, SymlinkTarget, blob_service::SMALL_BLOB_MAX, place::Place};
 
 /// A reader hands on what it has read when it is this many bytes: also the most that it reads from
 /// a large file at once.

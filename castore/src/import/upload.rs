@@ -25,11 +25,11 @@ use super::{
     pipeline::{BATCH_BYTES, HELD_MAX, HeldRoot, STREAM_PIECES},
     progress::ImportProgress,
     read::PIECE_BYTES,
-    walk::Location,
 };
 use crate::{
     Blob, BlobError, BlobService, Digest, Directory, DirectoryError, DirectoryService,
     blob_service::{BlobSource, SMALL_BLOB_MAX},
+    place::Location,
 };
 
 /// The most bytes that are on their way to the blob service at a time.

@@ -2,13 +2,9 @@
 //! while something is read in it. Files are only named here, not opened.
 
 use std::{
-    ffi::OsStr,
     mem::MaybeUninit,
     ops::Range,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,7 +16,7 @@ use rustix::{
 };
 
 use super::error::{Change, ImportError};
-use crate::Name;
+use crate::{Name, place::Place};
 
 /// The most directories in directories that an import follows.
 pub const DEPTH_MAX: usize = 4096;
@@ -60,52 +56,6 @@ impl From<ImportError> for Halt {
     }
 }
 
-/// Where in the tree a directory is, for messages. It holds nothing open.
-#[derive(Debug)]
-pub(super) struct Place {
-    parent: Option<Arc<Place>>,
-    /// The directory's name, or for the root the path that the import was given.
-    name: Bytes,
-}
-
-impl Place {
-    /// The root of the tree at `path`.
-    pub(super) fn root(path: &Path) -> Arc<Self> {
-        let name = Bytes::copy_from_slice(path.as_os_str().as_bytes());
-        Arc::new(Self { parent: None, name })
-    }
-
-    fn path(&self) -> PathBuf {
-        let mut names = vec![&self.name];
-        let mut place = self;
-        while let Some(parent) = &place.parent {
-            place = parent;
-            names.push(&place.name);
-        }
-        names.iter().rev().map(|name| OsStr::from_bytes(name)).collect()
-    }
-
-    pub(super) fn path_of(&self, name: Option<&Name>) -> PathBuf {
-        match name {
-            Some(name) => self.path().join(name.as_os_str()),
-            None => self.path(),
-        }
-    }
-}
-
-/// Where in the tree a file is, for messages.
-#[derive(Debug)]
-pub(super) struct Location {
-    pub(super) place: Arc<Place>,
-    pub(super) name: Option<Name>,
-}
-
-impl Location {
-    pub(super) fn path(&self) -> PathBuf {
-        self.place.path_of(self.name.as_ref())
-    }
-}
-
 /// A directory that is open as long as this is held.
 #[derive(Debug)]
 struct OpenDirectory {
@@ -135,15 +85,11 @@ impl Source {
 
     /// What it is called in its directory.
     pub(super) fn file_name(&self) -> &[u8] {
-        self.name.as_ref().map_or(&self.directory.place.name[..], Name::as_ref)
+        self.name.as_ref().map_or(self.directory.place.name(), Name::as_ref)
     }
 
     pub(super) fn path(&self) -> PathBuf {
         self.directory.place.path_of(self.name.as_ref())
-    }
-
-    pub(super) fn place(&self) -> Arc<Place> {
-        Arc::clone(&self.directory.place)
     }
 
     pub(super) fn name(&self) -> Option<&Name> {
@@ -217,8 +163,7 @@ fn try_walk(path: &Path, emit: &mut impl FnMut(Item) -> Result<(), Halt>) -> Res
                     let path = source.path();
                     return Err(ImportError::TooDeep { path, max: DEPTH_MAX }.into());
                 }
-                let parent = Some(source.place());
-                let place = Arc::new(Place { parent, name: name.as_bytes().clone() });
+                let place = Place::child(&source.directory.place, &name);
                 let level = Level::enter(&source, place, buffer.spare_capacity_mut())?;
                 emit(level.start(Some(name)))?;
                 levels.push(level);

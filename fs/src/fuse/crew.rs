@@ -17,7 +17,10 @@ use fuse_backend_rs::{
     transport::{FuseBuf, FuseDevWriter, Reader, Writer},
 };
 use parking_lot::{Condvar, Mutex};
-use rustix::io::Errno;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
 use tokio::sync::watch;
 
 use crate::file_system::CairnFs;
@@ -103,6 +106,15 @@ impl Crew {
         let mut state = self.state.lock();
         self.changed.wait_while_for(&mut state, |state| !state.ended, limit);
         state.ended
+    }
+
+    /// Whether the kernel still has requests for us. Not so once the mount is gone, or was
+    /// aborted.
+    pub(crate) fn is_connected(&self) -> bool {
+        let mut device = [PollFd::new(&self.device, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut device, Some(&now));
+        polled.is_ok() && !device.iter().any(|fd| fd.revents().contains(PollFlags::ERR))
     }
 
     /// Returns when all threads have ended.

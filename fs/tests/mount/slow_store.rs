@@ -1,0 +1,260 @@
+//! A store that answers only through the async services, late, or not at all.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    fs::{self, File},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_castore::{
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
+    DirectoryService, Node,
+    blob_service::{BlobSource, BlobStream, memory::MemoryBlobService},
+    directory_service::{DirectoryStream, memory::MemoryDirectoryService},
+};
+use cairn_fs::file_system::{FileSystemOptions, Services};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use tokio::sync::watch;
+
+use crate::fixture::*;
+
+/// A store on another machine: nothing is at hand, and some of it never comes.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    blobs: Arc<MemoryBlobService>,
+    directories: MemoryDirectoryService,
+    stuck: Arc<HashSet<Digest>>,
+    /// How many requests are stuck.
+    waiting: watch::Sender<usize>,
+    reads: Arc<Mutex<HashMap<(Digest, u64), usize>>>,
+    gets: Arc<Mutex<HashMap<Digest, usize>>>,
+}
+
+impl Remote {
+    fn new(store: &Store, stuck: impl IntoIterator<Item = Digest>) -> Self {
+        Self {
+            blobs: store.blobs.clone(),
+            directories: store.directories.clone(),
+            stuck: Arc::new(stuck.into_iter().collect()),
+            waiting: watch::Sender::new(0),
+            reads: Arc::default(),
+            gets: Arc::default(),
+        }
+    }
+
+    fn mount(&self, store: &Store, root: Node, deadline: Duration) -> Mounted {
+        let names = Names::new([("root", root)]);
+        let services = Services {
+            blobs: Arc::new(self.clone()),
+            directories: Arc::new(self.clone()),
+            roots: Arc::new(names),
+        };
+        let options = FileSystemOptions { deadline, ..FileSystemOptions::default() };
+        Mounted::with(store, services, options)
+    }
+
+    async fn answer(&self, digest: &Digest) {
+        if self.stuck.contains(digest) {
+            self.waiting.send_modify(|waiting| *waiting += 1);
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    /// Returns when so many requests are stuck.
+    fn wait_for_stuck(&self, store: &Store, count: usize) {
+        let mut waiting = self.waiting.subscribe();
+        store
+            .runtime
+            .block_on(async { waiting.wait_for(|n| *n >= count).await.map(drop) })
+            .unwrap();
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("remote:")
+    }
+}
+
+#[async_trait]
+impl BlobService for Remote {
+    async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        self.blobs.stat(digest).await
+    }
+
+    async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
+        self.blobs.has_many(digests).await
+    }
+
+    async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
+        *self.reads.lock().entry((*digest, range.offset)).or_default() += 1;
+        self.answer(digest).await;
+        self.blobs.read(digest, range).await
+    }
+
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        self.blobs.read_many(digests).await
+    }
+
+    async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {
+        self.blobs.put(source).await
+    }
+
+    async fn put_many(&self, blobs: Vec<Blob>) -> Result<(), BlobError> {
+        self.blobs.put_many(blobs).await
+    }
+
+    fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {
+        None
+    }
+
+    fn lend(&self, _: &Digest) -> Option<File> {
+        None
+    }
+}
+
+#[async_trait]
+impl DirectoryService for Remote {
+    async fn get(&self, digest: &Digest) -> Result<Option<Directory>, DirectoryError> {
+        *self.gets.lock().entry(*digest).or_default() += 1;
+        self.answer(digest).await;
+        self.directories.get(digest).await
+    }
+
+    async fn get_closure(&self, root: &Digest) -> Result<DirectoryStream, DirectoryError> {
+        self.directories.get_closure(root).await
+    }
+
+    async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, DirectoryError> {
+        self.directories.has_many(digests).await
+    }
+
+    async fn put_closure(&self, directories: DirectoryStream) -> Result<Digest, DirectoryError> {
+        self.directories.put_closure(directories).await
+    }
+
+    fn get_local(&self, _: &Digest) -> Option<Result<Option<Directory>, DirectoryError>> {
+        None
+    }
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_remote_blob_is_read_whole_and_each_window_fetched_once() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let expected = bytes(5 * 1024 * 1024 + 4321);
+    let file = store.file(expected.clone());
+    let remote = Remote::new(&store, []);
+    let small = store.file("small");
+    let root = store.directory([("f", file.clone()), ("small", small), ("zero", store.file(""))]);
+    let mounted = remote.mount(&store, root, NEVER);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert!(fs::read(mounted.path("f")).unwrap() == expected));
+        }
+    });
+    assert_eq!(fs::read(mounted.path("small")).unwrap(), b"small");
+    assert_eq!(fs::read(mounted.path("zero")).unwrap(), b"");
+    let reads = remote.reads.lock();
+    let fetches = |window: u64| reads.get(&(digest_of(&file), window * 1024 * 1024)).copied();
+    for window in 0..6 {
+        assert_eq!(fetches(window), Some(1), "window {window}");
+    }
+    assert_eq!(reads.len(), 7);
+}
+
+#[test]
+fn a_remote_tree_is_walked_with_each_directory_fetched_once() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let children = (0..50).map(|i| {
+        let inner = store.directory([("f", store.file(i.to_string()))]);
+        (format!("d{i}"), inner)
+    });
+    let root = store.directory(children.collect::<Vec<_>>());
+    let remote = Remote::new(&store, []);
+    let mounted = remote.mount(&store, root, NEVER);
+    for directory in names_in(&mounted.path("")) {
+        assert_eq!(names_in(&mounted.path(&directory)), ["f"]);
+    }
+    let gets = remote.gets.lock();
+    assert_eq!(gets.len(), 51);
+    assert!(gets.values().all(|count| *count == 1), "{gets:?}");
+}
+
+#[test]
+fn what_is_stuck_blocks_nobody_else_and_ends_as_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let stuck: Vec<_> = (0..10).map(|i| store.file(format!("stuck {i}"))).collect();
+    let remote = Remote::new(&store, stuck.iter().map(digest_of));
+    let mut entries: Vec<_> =
+        stuck.into_iter().enumerate().map(|(i, node)| (format!("stuck{i}"), node)).collect();
+    entries.push(("fine".to_owned(), store.file("fine")));
+    let mounted = remote.mount(&store, store.directory(entries), Duration::from_secs(2));
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..10)
+            .map(|i| {
+                let path = mounted.path(&format!("stuck{i}"));
+                scope.spawn(move || fs::read(path))
+            })
+            .collect();
+        remote.wait_for_stuck(&store, 10);
+        assert_eq!(fs::read(mounted.path("fine")).unwrap(), b"fine");
+        for reader in readers {
+            let error = reader.join().unwrap().unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+        }
+    });
+    // Those that were started for the stuck ones have gone to rest.
+    fs::metadata(mounted.path("none")).unwrap_err();
+    assert!(mounted.mount().thread_count() <= 3);
+}
+
+#[test]
+fn a_mount_with_stuck_readers_can_be_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let file = store.file("stuck");
+    let remote = Remote::new(&store, [digest_of(&file)]);
+    let mut mounted = remote.mount(&store, store.directory([("f", file)]), NEVER);
+    let path = mounted.path("f");
+    let reader = thread::spawn(move || fs::read(path));
+    remote.wait_for_stuck(&store, 1);
+    mounted.mount.take().unwrap().unmount().unwrap();
+    reader.join().unwrap().unwrap_err();
+    assert_eq!(names_in(mounted.top()), [""; 0]);
+}
+
+#[test]
+fn a_stuck_directory_is_listed_by_name() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let inner = store.directory([("f", store.file("x"))]);
+    let remote = Remote::new(&store, [digest_of(&inner)]);
+    let root = store.directory([("d", inner), ("e", store.file("y"))]);
+    let mounted = remote.mount(&store, root, Duration::from_millis(300));
+    assert_eq!(names_in(&mounted.path("")), ["d", "e"]);
+    let error = fs::read_dir(mounted.path("d")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+    assert_eq!(fs::read(mounted.path("e")).unwrap(), b"y");
+}
