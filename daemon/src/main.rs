@@ -1,1 +1,36 @@
-fn main() {}
+//! The one binary: reads the command line, runs the command and ends with its exit code. What the
+//! commands do is in `commands`; what they do it with, in the crates below.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod cli;
+mod commands;
+mod exit;
+mod local_owner;
+mod logging;
+mod output;
+mod server;
+mod services;
+mod signals;
+
+fn main() -> ExitCode {
+    // Before anything else opens a file.
+    let sockets = server::systemd::handed_over();
+    let cli = cli::Cli::parse();
+    cli.logging.start();
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().thread_name("cairn").enable_all().build()
+        {
+            Ok(runtime) => runtime,
+            Err(error) => return exit::Failure::new("no thread can be started", error).report(),
+        };
+    let result = runtime.block_on(cli.run(sockets));
+    // A thread that waits, for a reader of standard output say, must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,258 @@
+//! How the program ends: what is said of a failure, what can be done about it, and the exit code.
+//! Where failures come from is the affair of the commands.
+
+use std::{error::Error, fmt, io, process};
+
+use cairn_castore::{BlobError, BoxError, DirectoryError, local::LocalError};
+use cairn_store::{
+    PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
+};
+
+/// What the exit code says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// All was done.
+    Done = 0,
+    /// Something failed.
+    Failed = 1,
+    /// The command line is wrong; clap ends with the same.
+    Usage = 2,
+    /// What was asked for is not there.
+    NotFound = 3,
+    /// What was asked for is there, but not what it should be.
+    Damaged = 4,
+}
+
+/// A command that could not do as asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    what: String,
+    source: Option<BoxError>,
+    help: Option<String>,
+    code: Code,
+}
+
+impl Failure {
+    /// Failed to do `what` (`import of /a/tree failed`); the error says why, what the code is and
+    /// what helps.
+    pub(crate) fn new(what: impl Into<String>, error: impl Into<BoxError>) -> Self {
+        let source = error.into();
+        let Advice { code, help } = advice(source.as_ref());
+        Self { what: what.into(), source: Some(source), help, code }
+    }
+
+    /// Failed for a reason that is said in full.
+    pub(crate) fn plain(code: Code, what: impl Into<String>) -> Self {
+        Self { what: what.into(), source: None, help: None, code }
+    }
+
+    /// Output could not be written. If nobody reads it any more, that is no failure.
+    pub(crate) fn output(error: io::Error) -> Self {
+        let is_unwanted = error.kind() == io::ErrorKind::BrokenPipe;
+        let failure = Self::new("standard output can't be written", error);
+        if is_unwanted { Self { code: Code::Done, ..failure } } else { failure }
+    }
+
+    /// Adds what can be done, in place of what the error suggests.
+    pub(crate) fn help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+
+    /// Says on standard error what failed; the code to exit with.
+    pub(crate) fn report(&self) -> process::ExitCode {
+        if self.code != Code::Done {
+            eprintln!("cairn: error: {self}");
+            if let Some(help) = &self.help {
+                eprintln!("  help: {help}");
+            }
+        }
+        process::ExitCode::from(self.code as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        let mut said = self.what.clone();
+        for cause in chain(self.source.as_deref().map(|source| source as _)) {
+            let cause = cause.to_string();
+            // Some libraries print their sources themselves; once is enough.
+            if !said.ends_with(&cause) {
+                write!(f, ": {cause}")?;
+            }
+            said = cause;
+        }
+        Ok(())
+    }
+}
+
+/// An error and what it comes from.
+fn chain<'a>(
+    error: Option<&'a (dyn Error + 'static)>,
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    fn source<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        (*error).source()
+    }
+    std::iter::successors(error, source)
+}
+
+struct Advice {
+    code: Code,
+    help: Option<String>,
+}
+
+impl Advice {
+    fn new(code: Code, help: &str) -> Self {
+        Self { code, help: Some(help.to_owned()) }
+    }
+
+    fn code(code: Code) -> Self {
+        Self { code, help: None }
+    }
+}
+
+const NO_SPACE: &str = "make room on the disk that holds the store, and try again: what was \
+    stored before is not affected";
+
+const UNAVAILABLE: &str =
+    "check the address, and that `cairn daemon` (or another store) runs there";
+
+const DAMAGED: &str = "storing the same content again, as by importing the tree once more, \
+    repairs it";
+
+/// What to make of the first error in the chain that says something.
+fn advice(error: &(dyn Error + 'static)) -> Advice {
+    chain(Some(error)).find_map(advice_of_one).unwrap_or(Advice::code(Code::Failed))
+}
+
+fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
+    if let Some(error) = error.downcast_ref::<PathInfoError>() {
+        return path_info_advice(error);
+    }
+    if let Some(error) = error.downcast_ref::<BlobError>() {
+        return blob_advice(error);
+    }
+    if let Some(error) = error.downcast_ref::<DirectoryError>() {
+        return directory_advice(error);
+    }
+    if let Some(error) = error.downcast_ref::<LocalError>() {
+        return local_advice(error);
+    }
+    if let Some(ImportPathError::PathInfo(error)) = error.downcast_ref::<ImportPathError>() {
+        return path_info_advice(error);
+    }
+    if let Some(error) = error.downcast_ref::<StoreRefError>() {
+        return store_ref_advice(error);
+    }
+    if let Some(InvalidStorePath::Name(_)) = error.downcast_ref::<InvalidStorePath>() {
+        return Some(Advice::code(Code::Usage));
+    }
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        // An error made of another is looked into, since its source is what that one has.
+        return error.get_ref().and_then(|inner| advice_of_one(inner));
+    }
+    None
+}
+
+fn path_info_advice(error: &PathInfoError) -> Option<Advice> {
+    match error {
+        PathInfoError::Blob(error) => blob_advice(error),
+        PathInfoError::Directory(error) => directory_advice(error),
+        PathInfoError::Missing { .. } => Some(Advice::code(Code::Damaged)),
+        PathInfoError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        PathInfoError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
+        PathInfoError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
+        _ => None,
+    }
+}
+
+fn blob_advice(error: &BlobError) -> Option<Advice> {
+    match error {
+        // A tree in the store leads to it: it should be there.
+        BlobError::NotFound(_) => Some(Advice::code(Code::NotFound)),
+        BlobError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        BlobError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
+        BlobError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
+        _ => None,
+    }
+}
+
+fn directory_advice(error: &DirectoryError) -> Option<Advice> {
+    match error {
+        DirectoryError::NotFound(_) => Some(Advice::code(Code::NotFound)),
+        DirectoryError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        DirectoryError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
+        DirectoryError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
+        _ => None,
+    }
+}
+
+fn store_ref_advice(error: &StoreRefError) -> Option<Advice> {
+    match error {
+        StoreRefError::NoRoot(_) => {
+            Some(Advice::new(Code::NotFound, "`cairn list` shows the store paths in the store"))
+        }
+        StoreRefError::NoEntry { .. } => {
+            Some(Advice::new(Code::NotFound, "`cairn ls` shows what is in a directory"))
+        }
+        StoreRefError::File(_) | StoreRefError::Symlink { .. } => {
+            Some(Advice::code(Code::NotFound))
+        }
+        StoreRefError::PathInfo(error) => path_info_advice(error),
+        StoreRefError::Directory(error) => directory_advice(error),
+        StoreRefError::Blob(error) => blob_advice(error),
+    }
+}
+
+fn local_advice(error: &LocalError) -> Option<Advice> {
+    match error {
+        LocalError::Version { .. } => {
+            Some(Advice::new(Code::Failed, "use a cairn that is at least as new as the store"))
+        }
+        LocalError::NotAStore(_) => Some(Advice::new(
+            Code::Failed,
+            "name an empty folder, one that does not exist yet, or one that holds a store",
+        )),
+        LocalError::Damaged { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        LocalError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_castore::Digest;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_tells_its_causes_once_each() {
+        let inner = io::Error::other("no such luck");
+        let error = BlobError::Unavailable { service: "there".to_owned(), source: Box::new(inner) };
+        let failure = Failure::new("reading failed", PathInfoError::Blob(error));
+        assert_eq!(failure.to_string(), "reading failed: there can't be reached: no such luck");
+        assert_eq!(failure.help.as_deref(), Some(UNAVAILABLE));
+        assert_eq!(failure.code, Code::Failed);
+    }
+
+    #[test]
+    fn the_code_is_found_wherever_the_error_is() {
+        let damaged = || BlobError::Corrupt { digest: Digest::EMPTY, reason: "torn".to_owned() };
+        let nested = io::Error::other(PathInfoError::Blob(damaged()));
+        for (error, code) in [
+            (BoxError::from(damaged()), Code::Damaged),
+            (nested.into(), Code::Damaged),
+            (DirectoryError::NotFound(Digest::EMPTY).into(), Code::NotFound),
+            (io::Error::other("?").into(), Code::Failed),
+        ] {
+            assert_eq!(Failure::new("it failed", error).code, code);
+        }
+    }
+
+    #[test]
+    fn output_that_nobody_reads_is_no_failure() {
+        let failure = Failure::output(io::ErrorKind::BrokenPipe.into());
+        assert_eq!(failure.code, Code::Done);
+        assert_eq!(Failure::output(io::ErrorKind::StorageFull.into()).code, Code::Failed);
+    }
+}

@@ -1,0 +1,368 @@
+//! One local store and several processes: whoever holds the store serves it to the others through
+//! a socket in its folder, and when it goes one of them takes the store over. The engine that
+//! admits one process only is in `castore`.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use cairn_castore::{
+    BlobError, BlobService, BoxError, DirectoryError, DirectoryService,
+    blob_service::{grpc::GrpcBlobService, local::LocalBlobService},
+    directory_service::{grpc::GrpcDirectoryService, local::LocalDirectoryService},
+    local::{LocalError, LocalStore},
+};
+use cairn_store::{
+    PathInfoError, PathInfoService,
+    path_info_service::{grpc::GrpcPathInfoService, local::LocalPathInfoService},
+};
+use parking_lot::RwLock;
+use tokio::sync::Mutex;
+
+mod blobs;
+mod directories;
+mod path_infos;
+mod replay;
+mod socket;
+mod spool;
+
+pub(crate) use blobs::SharedBlobService;
+pub(crate) use directories::SharedDirectoryService;
+pub(crate) use path_infos::SharedPathInfoService;
+use socket::{OwnerSocket, Reachable, SocketPlace};
+
+/// How long a process waits for a store that another one holds without answering on its socket:
+/// longer than that one takes to finish what it has under way when it ends, or to rebuild the
+/// index of a store that was not closed.
+const ELECTION_TIME: Duration = Duration::from_secs(60);
+
+/// How long to wait before the store is tried again; doubled up to [`ELECTION_PAUSE_MAX`].
+const ELECTION_PAUSE: Duration = Duration::from_millis(5);
+
+/// The longest wait between two tries.
+const ELECTION_PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// How often one call follows the store to another process before it gives up.
+const FOLLOW_MAX: usize = 5;
+
+/// A local store that this process either holds, and serves to others, or reaches through the
+/// process that does. Which of the two may change at any time.
+pub(crate) struct SharedStore {
+    path: PathBuf,
+    socket: SocketPlace,
+    /// Other services that the path infos of the store rely on, if not its own.
+    contents: Contents,
+    current: RwLock<Current>,
+    /// Held by whoever looks for the store's present owner.
+    election: Mutex<()>,
+}
+
+/// The services that a local store's path infos rely on where they are not the store's own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contents {
+    /// Blobs.
+    pub(crate) blobs: Option<Arc<dyn BlobService>>,
+    /// Directories.
+    pub(crate) directories: Option<Arc<dyn DirectoryService>>,
+}
+
+enum Current {
+    Open(Arc<Backend>),
+    Closed,
+}
+
+/// The store as it is reached during one term of its owner.
+struct Backend {
+    /// Told apart by this number, which only grows.
+    term: u64,
+    blobs: Arc<dyn BlobService>,
+    directories: Arc<dyn DirectoryService>,
+    path_infos: Arc<dyn PathInfoService>,
+    role: Role,
+}
+
+enum Role {
+    /// The store is held by this process. Without a socket if there can't be one.
+    Owner(parking_lot::Mutex<Option<OwnerSocket>>),
+    /// The store is held by another process, on the socket at this path.
+    Client(#[expect(dead_code, reason = "keeps the path alive")] Reachable),
+}
+
+/// Why a shared store can't be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SharedStoreError {
+    /// It can't be opened.
+    #[error("the local store {} can't be opened", path.display())]
+    Open {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LocalError,
+    },
+    /// Another process holds it and does not answer.
+    #[error(
+        "the local store {} is held by another process, which does not answer on its socket",
+        path.display()
+    )]
+    Silent {
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// The socket's address can't be used.
+    #[error("the socket of the local store {} can't be used", path.display())]
+    Socket {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// This process is done with it.
+    #[error("the local store {} is being closed", path.display())]
+    Closed {
+        /// Its folder.
+        path: PathBuf,
+    },
+}
+
+impl SharedStore {
+    /// Opens the store in a folder, or finds the process that has it open.
+    pub(crate) async fn open(
+        path: &Path,
+        contents: Contents,
+    ) -> Result<Arc<Self>, SharedStoreError> {
+        let store = Arc::new(Self {
+            path: path.to_owned(),
+            socket: SocketPlace::new(path),
+            contents,
+            current: RwLock::new(Current::Closed),
+            election: Mutex::new(()),
+        });
+        let backend = store.find_owner(1).await?;
+        *store.current.write() = Current::Open(Arc::new(backend));
+        Ok(store)
+    }
+
+    /// Lets go of the store: finishes what others have under way, refuses what is new, and closes
+    /// it, so that one of the others may take it over. Calls from here on fail.
+    pub(crate) async fn close(&self) {
+        let _election = self.election.lock().await;
+        let current = std::mem::replace(&mut *self.current.write(), Current::Closed);
+        let Current::Open(backend) = current else { return };
+        if let Role::Owner(socket) = &backend.role {
+            let socket = socket.lock().take();
+            if let Some(socket) = socket {
+                socket.close().await;
+            }
+        }
+        // The last to let go of the store writes out its index, which takes its time.
+        let dropped = tokio::task::spawn_blocking(move || drop(backend)).await;
+        if let Err(error) = dropped {
+            tracing::error!(%error, path = %self.path.display(), "closing the store failed");
+        }
+    }
+
+    /// The store as it is reached now.
+    fn current(&self) -> Result<Arc<Backend>, SharedStoreError> {
+        match &*self.current.read() {
+            Current::Open(backend) => Ok(backend.clone()),
+            Current::Closed => Err(SharedStoreError::Closed { path: self.path.clone() }),
+        }
+    }
+
+    /// The store after the term that has ended.
+    async fn follow(&self, ended: u64) -> Result<Arc<Backend>, SharedStoreError> {
+        let _election = self.election.lock().await;
+        let current = self.current()?;
+        if current.term != ended {
+            return Ok(current);
+        }
+        tracing::info!(path = %self.path.display(), "the process that holds the store is gone");
+        let next = Arc::new(self.find_owner(ended + 1).await?);
+        *self.current.write() = Current::Open(next.clone());
+        Ok(next)
+    }
+
+    /// Takes the store, or finds who has it.
+    async fn find_owner(&self, term: u64) -> Result<Backend, SharedStoreError> {
+        let started = Instant::now();
+        let mut pause = ELECTION_PAUSE;
+        loop {
+            let path = self.path.clone();
+            let opened = tokio::task::spawn_blocking(move || LocalStore::open(&path)).await;
+            match opened.expect("opening a store does not panic") {
+                Ok(store) => return Ok(self.own(term, store).await),
+                Err(LocalError::Locked(_)) => {}
+                Err(source) => {
+                    return Err(SharedStoreError::Open { path: self.path.clone(), source });
+                }
+            }
+            if self.socket.answers().await {
+                tracing::debug!(path = %self.path.display(), "another process holds the store");
+                return self.join(term);
+            }
+            if started.elapsed() > ELECTION_TIME {
+                return Err(SharedStoreError::Silent { path: self.path.clone() });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ELECTION_PAUSE_MAX);
+        }
+    }
+
+    /// The store, held by this process.
+    async fn own(&self, term: u64, store: Arc<LocalStore>) -> Backend {
+        let blobs: Arc<dyn BlobService> = Arc::new(LocalBlobService::new(store.clone()));
+        let directories: Arc<dyn DirectoryService> =
+            Arc::new(LocalDirectoryService::new(store.clone()));
+        let path_infos: Arc<dyn PathInfoService> = Arc::new(LocalPathInfoService::new(
+            store,
+            self.contents.blobs.clone().unwrap_or_else(|| blobs.clone()),
+            self.contents.directories.clone().unwrap_or_else(|| directories.clone()),
+        ));
+        let served = crate::server::Served {
+            blobs: Some(blobs.clone()),
+            directories: Some(directories.clone()),
+            path_infos: Some(path_infos.clone()),
+        };
+        let socket = match OwnerSocket::open(&self.socket, served).await {
+            Ok(socket) => Some(socket),
+            // The store works all the same, if only for this process.
+            Err(error) => {
+                tracing::warn!(
+                    error = &*error as &(dyn std::error::Error + 'static),
+                    path = %self.path.display(),
+                    "other processes can't use the store as long as this one does",
+                );
+                None
+            }
+        };
+        let role = Role::Owner(parking_lot::Mutex::new(socket));
+        Backend { term, blobs, directories, path_infos, role }
+    }
+
+    /// The store, held by another process.
+    fn join(&self, term: u64) -> Result<Backend, SharedStoreError> {
+        let (peer, reachable) = self
+            .socket
+            .peer()
+            .map_err(|source| SharedStoreError::Socket { path: self.path.clone(), source })?;
+        Ok(Backend {
+            term,
+            blobs: Arc::new(GrpcBlobService::new(peer.clone())),
+            directories: Arc::new(GrpcDirectoryService::new(peer.clone())),
+            path_infos: Arc::new(GrpcPathInfoService::new(peer)),
+            role: Role::Client(reachable),
+        })
+    }
+
+    /// Makes a call, and makes it again with the next owner if the present one went away before
+    /// it answered. For calls that may be made twice.
+    async fn call<T, E, F>(&self, mut call: impl FnMut(Arc<Backend>) -> F) -> Result<T, E>
+    where
+        E: ServiceError,
+        F: Future<Output = Result<T, E>>,
+    {
+        let unreachable = |error| E::unavailable(self.to_string(), Box::new(error));
+        let mut backend = self.current().map_err(unreachable)?;
+        for _ in 0..FOLLOW_MAX {
+            let term = backend.term;
+            match call(backend.clone()).await {
+                Err(error) if self.has_ended(&backend, &error).await => {
+                    drop(backend);
+                    backend = self.follow(term).await.map_err(unreachable)?;
+                }
+                answer => return answer,
+            }
+        }
+        call(backend).await
+    }
+
+    /// Whether a call failed because the process that holds the store has gone.
+    async fn has_ended<E: ServiceError>(&self, backend: &Backend, error: &E) -> bool {
+        match backend.role {
+            // What is here can't go away.
+            Role::Owner(_) => false,
+            // A connection that breaks in the middle of a message is told in many ways.
+            Role::Client(_) => match error.kind() {
+                ErrorKind::Unavailable => true,
+                ErrorKind::Other => !self.socket.answers().await,
+                ErrorKind::Answer => false,
+            },
+        }
+    }
+}
+
+impl Backend {
+    fn is_client(&self) -> bool {
+        matches!(self.role, Role::Client(_))
+    }
+}
+
+impl fmt::Display for SharedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sled:{}", self.path.display())
+    }
+}
+
+impl fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = match self.current() {
+            Ok(backend) if backend.is_client() => "client",
+            Ok(_) => "owner",
+            Err(_) => "closed",
+        };
+        f.debug_struct("SharedStore").field("path", &self.path).field("role", &role).finish()
+    }
+}
+
+/// What an error says of the service that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorKind {
+    /// It can't be reached.
+    Unavailable,
+    /// It is not known what happened.
+    Other,
+    /// It has answered.
+    Answer,
+}
+
+/// The errors of the three services, as far as a change of the owner is concerned.
+trait ServiceError: Send {
+    fn kind(&self) -> ErrorKind;
+    fn unavailable(service: String, source: BoxError) -> Self;
+}
+
+macro_rules! service_error {
+    ($error:ident) => {
+        impl ServiceError for $error {
+            fn kind(&self) -> ErrorKind {
+                match self {
+                    Self::Unavailable { .. } => ErrorKind::Unavailable,
+                    Self::Other { .. } => ErrorKind::Other,
+                    _ => ErrorKind::Answer,
+                }
+            }
+
+            fn unavailable(service: String, source: BoxError) -> Self {
+                Self::Unavailable { service, source }
+            }
+        }
+    };
+}
+
+service_error!(BlobError);
+service_error!(DirectoryError);
+service_error!(PathInfoError);
+
+/// The owner went away in the middle of a call that can't be made again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the process that held the store ended while more than {} MiB were on their way to it; \
+     what was being stored has to be stored again",
+    replay::REPLAY_BYTES / (1024 * 1024)
+)]
+struct Interrupted(#[source] BoxError);

@@ -1,0 +1,146 @@
+//! The socket in a local store's folder: where it lies, who answers on it, and the server behind
+//! it in the process that holds the store.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cairn_castore::{BoxError, address::GrpcAddress, grpc::GrpcPeer};
+use rustix::{
+    fs::{Mode, OFlags},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::server::{Served, Server, listener::Listener};
+
+/// The socket's name in the store's folder.
+const NAME: &str = "socket";
+
+/// The name that it is bound under before it can be connected to.
+const UNREADY_NAME: &str = "socket.new";
+
+/// How long the process that holds a store waits, when it ends, for what others have under way.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// How long a process that listens may take to accept a connection.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// The longest path that a socket's address takes, in bytes.
+const ADDRESS_MAX: usize = 107;
+
+/// Where a store's socket is.
+#[derive(Debug)]
+pub(super) struct SocketPlace {
+    folder: PathBuf,
+}
+
+impl SocketPlace {
+    pub(super) fn new(store: &Path) -> Self {
+        Self { folder: store.to_owned() }
+    }
+
+    /// Whether a process listens on the socket.
+    pub(super) async fn answers(&self) -> bool {
+        let Ok(path) = self.reachable(NAME) else { return false };
+        let connecting = UnixStream::connect(&path.path);
+        matches!(tokio::time::timeout(ANSWER_TIME, connecting).await, Ok(Ok(_)))
+    }
+
+    /// The process that listens on the socket, and the path that leads to it, to be kept for as
+    /// long as the peer is used.
+    pub(super) fn peer(&self) -> Result<(GrpcPeer, Reachable), BoxError> {
+        let reachable = self.reachable(NAME)?;
+        let peer = GrpcPeer::new(&GrpcAddress::Unix(reachable.path.clone()))?;
+        Ok((peer, reachable))
+    }
+
+    /// A file in the store's folder under a path that is short enough for a socket's address.
+    fn reachable(&self, name: &str) -> io::Result<Reachable> {
+        let path = self.folder.join(name);
+        if path.as_os_str().len() <= ADDRESS_MAX {
+            return Ok(Reachable { path, _folder: None });
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(&self.folder, flags, Mode::empty())?;
+        let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()).into();
+        Ok(Reachable { path, _folder: Some(folder) })
+    }
+}
+
+/// A path that holds as long as this does.
+#[derive(Debug)]
+pub(super) struct Reachable {
+    path: PathBuf,
+    _folder: Option<OwnedFd>,
+}
+
+/// The server of the process that holds a store.
+#[derive(Debug)]
+pub(super) struct OwnerSocket {
+    path: PathBuf,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl OwnerSocket {
+    /// Puts a new socket in the place of one that an earlier owner may have left, and serves the
+    /// store there. Only the process that holds the store may call this.
+    pub(super) async fn open(place: &SocketPlace, served: Served) -> Result<Self, BoxError> {
+        let server = Server::new(served).await?;
+        let listener = listen(place)?;
+        let stop = CancellationToken::new();
+        let serving = server.serve(Listener::Unix(listener, None), stop.clone());
+        let server = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                let error = &error as &(dyn std::error::Error + 'static);
+                tracing::error!(error, "a local store is no longer served to other processes");
+            }
+        });
+        Ok(Self { path: place.folder.join(NAME), stop, server })
+    }
+
+    /// Refuses new requests, waits for those under way and removes the socket.
+    pub(super) async fn close(mut self) {
+        self.stop.cancel();
+        if tokio::time::timeout(DRAIN_TIME, &mut self.server).await.is_err() {
+            tracing::warn!(path = %self.path.display(), "requests of other processes are cut off");
+        }
+        if let Err(error) = tokio::fs::remove_file(&self.path).await {
+            tracing::debug!(%error, path = %self.path.display(), "the socket stays behind");
+        }
+    }
+}
+
+impl Drop for OwnerSocket {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A socket that only this user can connect to. It gets its name when it is ready, so that nobody
+/// meets one that does not answer.
+fn listen(place: &SocketPlace) -> io::Result<UnixListener> {
+    let unready = place.reachable(UNREADY_NAME)?;
+    match std::fs::remove_file(&unready.path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&unready.path)?)?;
+    rustix::fs::chmod(&unready.path, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    std::fs::rename(&unready.path, place.folder.join(NAME))?;
+    UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
+}

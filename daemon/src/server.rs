@@ -1,0 +1,215 @@
+//! The gRPC server: which services it answers for and under which names, what it takes from a
+//! connection, and how it comes to rest. How the services do their work is not known here.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use cairn_castore::{
+    BlobService, DirectoryService,
+    blob_service::grpc_server::BlobServer,
+    directory_service::grpc_server::DirectoryServer,
+    grpc::{BLOB_MESSAGE_MAX, CONNECTION_WINDOW, FRAME_MAX, MESSAGE_MAX, STREAM_WINDOW},
+};
+use cairn_proto::{cairn::v1 as cairn, snix::castore::v1 as castore, snix::store::v1 as store};
+use cairn_store::{PathInfoService, path_info_service::grpc_server::PathInfoServer};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    body::Body,
+    codegen::http,
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub(crate) mod listener;
+pub(crate) mod systemd;
+mod tvix;
+
+use listener::Listener;
+
+/// The most requests that one connection has under way at a time; others wait for their turn.
+const STREAMS_MAX: u32 = 256;
+
+/// The longest list of headers that is read, in bytes.
+const HEADERS_MAX: u32 = 16 * 1024;
+
+/// How often a silent connection is asked whether its peer is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the answer to that may take before the connection is closed.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a server answers for; `None` is not served.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Served {
+    /// Blobs.
+    pub(crate) blobs: Option<Arc<dyn BlobService>>,
+    /// Directories.
+    pub(crate) directories: Option<Arc<dyn DirectoryService>>,
+    /// Path infos.
+    pub(crate) path_infos: Option<Arc<dyn PathInfoService>>,
+}
+
+/// Why a server could not be set up or ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// The descriptors compiled into the program can't be read.
+    #[error("the descriptions of the services can't be read")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// The transport ended.
+    #[error("the server ended")]
+    Transport(#[source] tonic::transport::Error),
+}
+
+/// A generated server around a service, with the size of the largest message that it reads.
+macro_rules! limited {
+    ($($server:ident)::+, $service:expr, $decoded_max:expr) => {
+        $($server)::+::from_arc($service)
+            .max_decoding_message_size($decoded_max)
+            .max_encoding_message_size(MESSAGE_MAX)
+    };
+}
+
+/// A gRPC server, not yet bound to a socket. One can serve any number of listeners.
+#[derive(Clone)]
+pub(crate) struct Server {
+    routes: Routes,
+    health: HealthReporter,
+    /// The names that health is told of.
+    names: Vec<String>,
+}
+
+impl Server {
+    /// A server of these services, of health and of reflection.
+    pub(crate) async fn new(served: Served) -> Result<Self, ServeError> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let mut offer = Offer { routes: Routes::builder(), names: Vec::new() };
+        if let Some(blobs) = served.blobs {
+            let blobs = Arc::new(BlobServer::new(blobs));
+            offer.add(limited!(
+                castore::blob_service_server::BlobServiceServer,
+                blobs.clone(),
+                BLOB_MESSAGE_MAX
+            ));
+            offer.add(limited!(
+                cairn::blob_service_server::BlobServiceServer,
+                blobs,
+                BLOB_MESSAGE_MAX
+            ));
+        }
+        if let Some(directories) = served.directories {
+            let directories = Arc::new(DirectoryServer::new(directories));
+            offer.add(limited!(
+                castore::directory_service_server::DirectoryServiceServer,
+                directories.clone(),
+                MESSAGE_MAX
+            ));
+            offer.add(limited!(
+                cairn::directory_service_server::DirectoryServiceServer,
+                directories,
+                MESSAGE_MAX
+            ));
+        }
+        if let Some(path_infos) = served.path_infos {
+            let path_infos = Arc::new(PathInfoServer::new(path_infos));
+            offer.add(limited!(
+                store::path_info_service_server::PathInfoServiceServer,
+                path_infos.clone(),
+                MESSAGE_MAX
+            ));
+            offer.add(limited!(
+                cairn::path_info_service_server::PathInfoServiceServer,
+                path_infos,
+                MESSAGE_MAX
+            ));
+        }
+        let Offer { mut routes, mut names } = offer;
+
+        let reflection = || {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(cairn_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name("grpc.health.v1.Health");
+            names.iter().fold(builder, |builder, name| builder.with_service_name(name))
+        };
+        routes.add_service(reflection().build_v1().map_err(ServeError::Reflection)?);
+        routes.add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?);
+        routes.add_service(health_service);
+
+        let in_tvix: Vec<_> = names.iter().filter_map(|name| tvix::service_name(name)).collect();
+        names.extend(in_tvix);
+        names.push(String::new());
+        let server = Self { routes: routes.routes().prepare(), health, names };
+        server.tell_health(ServingStatus::Serving).await;
+        Ok(server)
+    }
+
+    /// Answers the connections of a listener until told to stop, and then until those requests
+    /// that are under way are answered. Dropping the future ends the waiting, not the answers.
+    pub(crate) async fn serve(
+        self,
+        listener: Listener,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let mut transport = tonic::transport::Server::builder()
+            .layer(tvix::layer())
+            .max_concurrent_streams(STREAMS_MAX)
+            .http2_max_header_list_size(HEADERS_MAX)
+            .max_frame_size(FRAME_MAX)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT));
+        let router = transport.add_routes(self.routes.clone());
+        let stopped = async {
+            stop.cancelled().await;
+            self.tell_health(ServingStatus::NotServing).await;
+            // Those who watch would otherwise keep their streams, and with them the server, open.
+            let mut health = self.health.clone();
+            for name in &self.names {
+                health.clear_service_status(name).await;
+            }
+        };
+        let served = match listener {
+            Listener::Tcp(listener) => {
+                let connections = listener::tcp_connections(listener);
+                router.serve_with_incoming_shutdown(connections, stopped).await
+            }
+            Listener::Unix(listener, _file) => {
+                let connections = listener::unix_connections(listener);
+                router.serve_with_incoming_shutdown(connections, stopped).await
+            }
+        };
+        served.map_err(ServeError::Transport)
+    }
+
+    async fn tell_health(&self, status: ServingStatus) {
+        for name in &self.names {
+            self.health.set_service_status(name, status).await;
+        }
+    }
+}
+
+/// Services as they are put together.
+struct Offer {
+    routes: RoutesBuilder,
+    names: Vec<String>,
+}
+
+impl Offer {
+    fn add<S>(&mut self, service: S)
+    where
+        S: tower::Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = Infallible,
+                Future: Send + 'static,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.names.push(S::NAME.to_owned());
+        self.routes.add_service(service);
+    }
+}
