@@ -265,7 +265,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.process.take().is_some() {
-            let _ = unmount(&self.mountpoint, UnmountFlags::DETACH);
+            detach(&self.mountpoint);
         }
     }
 }
@@ -276,7 +276,13 @@ pub struct DeadMount(PathBuf);
 
 impl Drop for DeadMount {
     fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        detach(&self.0);
+    }
+}
+
+fn detach(mountpoint: &Path) {
+    if unmount(mountpoint, UnmountFlags::DETACH).is_err() {
+        let _ = Command::new("fusermount3").arg("-uz").arg(mountpoint).output();
     }
 }
 
