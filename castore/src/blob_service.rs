@@ -1,6 +1,8 @@
 //! The service that keeps files' contents: its contract, its errors, and the conveniences that
 //! every implementation gets. The implementations are in the modules below.
 
+pub mod memory;
+
 use std::{fmt, fs::File, io};
 
 use async_trait::async_trait;
@@ -294,6 +296,22 @@ pub trait BlobServiceExt: BlobService {
 }
 
 impl<S: BlobService + ?Sized> BlobServiceExt for S {}
+
+/// Refuses a request for more than a method takes.
+pub(crate) fn check_count(asked: usize, max: usize) -> Result<(), BlobError> {
+    if asked <= max {
+        return Ok(());
+    }
+    Err(BlobError::Invalid(format!("{asked} blobs in one request, which takes {max}")))
+}
+
+/// Refuses a blob that is no small one.
+pub(crate) fn check_small(digest: &Digest, size: u64) -> Result<(), BlobError> {
+    if size <= SMALL_BLOB_MAX as u64 {
+        return Ok(());
+    }
+    Err(BlobError::TooLarge { digest: *digest, size, max: SMALL_BLOB_MAX as u64 })
+}
 
 #[cfg(test)]
 mod tests {

@@ -82,9 +82,8 @@ mod tests {
         for piece in [1000, 131_072, 1 << 20, bytes.len()] {
             let chunks = chunks(&bytes, piece);
             let sizes: Vec<_> = chunks.iter().map(Bytes::len).collect();
-            let expected = [
-                449_479, 197_542, 353_318, 524_288, 280_173, 357_351, 280_778, 359_971, 197_100,
-            ];
+            let expected =
+                [449_479, 197_542, 353_318, 524_288, 280_173, 357_351, 280_778, 359_971, 197_100];
             assert_eq!(sizes, expected);
             assert_eq!(
                 Digest::of(&chunks[0]).to_hex(),

@@ -431,8 +431,7 @@ mod tests {
         let a = leaf("a");
         let wrong = Node::Directory { digest: a.digest(), size: 7 };
         let root = Directory::new(vec![(Name::try_from("a").unwrap(), wrong)]).unwrap();
-        let error =
-            InvalidClosure::Size { parent: root.digest(), child: a.digest(), size: 7 };
+        let error = InvalidClosure::Size { parent: root.digest(), child: a.digest(), size: 7 };
         assert_eq!(root_first(&root, &[&root, &a]), Err(error.clone()));
         assert_eq!(leaves_first(&[&a, &root]), Err(error));
     }

@@ -1,10 +1,28 @@
 //! What every backend must pass: one suite per trait, and the random content that they and other
 //! tests use. Ordinary code behind a feature, so that a backend elsewhere can be held to it.
 
+// A suite fails by a panic that shows the error.
+#[allow(clippy::unwrap_used)]
+mod blobs;
+#[allow(clippy::unwrap_used)]
+mod directories;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::{Digest, Directory, Name, Node, SymlinkTarget};
+
+pub use blobs::blob_service;
+pub use directories::directory_service;
+
+/// Bytes that nothing compresses and no other purpose or size has, the same each time.
+pub fn content(purpose: &str, size: usize) -> Bytes {
+    let mut bytes = vec![0; size];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(size as u64).to_le_bytes()).update(purpose.as_bytes());
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes.into()
+}
 
 /// Names of any bytes and length.
 pub fn names() -> impl Strategy<Value = Name> {
@@ -22,8 +40,11 @@ pub fn directories() -> impl Strategy<Value = Directory> {
     let size = any::<u32>().prop_map(u64::from);
     let node = prop_oneof![
         (digest.clone(), size.clone()).prop_map(|(digest, size)| Node::Directory { digest, size }),
-        (digest, size, any::<bool>())
-            .prop_map(|(digest, size, executable)| Node::File { digest, size, executable }),
+        (digest, size, any::<bool>()).prop_map(|(digest, size, executable)| Node::File {
+            digest,
+            size,
+            executable
+        }),
         names().prop_map(|name| Node::Symlink {
             target: SymlinkTarget::try_from(name.as_bytes().clone())
                 .expect("a name is a valid target")

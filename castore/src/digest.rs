@@ -122,7 +122,13 @@ mod tests {
 
     #[test]
     fn what_is_no_digest_is_refused() {
-        for text in ["", "blake3-", "blake3-AAAA", "0b8b", "blake3-C4tgJI+tesbfrCIbfgGouRx3JCGhWzh90fstapSu5Dg"] {
+        for text in [
+            "",
+            "blake3-",
+            "blake3-AAAA",
+            "0b8b",
+            "blake3-C4tgJI+tesbfrCIbfgGouRx3JCGhWzh90fstapSu5Dg",
+        ] {
             assert_eq!(text.parse::<Digest>(), Err(InvalidDigest::Text(text.to_owned())));
         }
         assert_eq!(Digest::try_from(&[0u8; 31][..]), Err(InvalidDigest::Length(31)));

@@ -219,8 +219,16 @@ mod tests {
         let hex = "0a1e01a85e85080819577409a4d22df3cd60cc042ca7dda5a0d2213fef305382";
         assert_eq!(leaf.digest().to_hex(), hex);
         for (rule, size, hex) in [
-            (SizeRule::Doubled, 2, "3d2cdd203b22daa6abdc55a620d3cbbb1ba93e9ca440affe39a1ac19b2e0d986"),
-            (SizeRule::Plain, 1, "e8a5d7e5f57a32b0ec5d499d7c8ee1a58256d3330f28cba32186ac052d3f6cc5"),
+            (
+                SizeRule::Doubled,
+                2,
+                "3d2cdd203b22daa6abdc55a620d3cbbb1ba93e9ca440affe39a1ac19b2e0d986",
+            ),
+            (
+                SizeRule::Plain,
+                1,
+                "e8a5d7e5f57a32b0ec5d499d7c8ee1a58256d3330f28cba32186ac052d3f6cc5",
+            ),
         ] {
             assert_eq!(leaf.size(rule), size);
             let child = Node::Directory { digest: leaf.digest(), size };

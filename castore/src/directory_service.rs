@@ -1,12 +1,14 @@
 //! The service that keeps directories: its contract and its errors. The implementations are in
 //! the modules below; what makes a closure whole is in `closure`.
 
+pub mod memory;
+
 use std::fmt;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
-use crate::{BoxError, Digest, Directory, closure::InvalidClosure};
+use crate::{BoxError, Digest, Directory, blob_service::HAS_MANY_DIGESTS, closure::InvalidClosure};
 
 /// Directories in the order that the method says. Ends after an error.
 pub type DirectoryStream = BoxStream<'static, Result<Directory, DirectoryError>>;
@@ -105,4 +107,13 @@ pub enum DirectoryError {
         #[source]
         source: BoxError,
     },
+}
+
+/// Refuses a request for more than a method takes.
+pub(crate) fn check_count(asked: usize) -> Result<(), DirectoryError> {
+    if asked <= HAS_MANY_DIGESTS {
+        return Ok(());
+    }
+    let what = format!("{asked} directories in one request, which takes {HAS_MANY_DIGESTS}");
+    Err(DirectoryError::Invalid(what))
 }

@@ -3,7 +3,9 @@
 //! and then each group alone is checked against its own. The list has 32 bytes a group, an eight
 //! thousandth of the blob.
 
-use blake3::hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::hazmat::{
+    ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::Digest;
@@ -175,7 +177,9 @@ mod tests {
     #[test]
     fn digests_are_those_of_blake3_and_every_group_is_proven() {
         let group = GROUP_LEN;
-        for size in [0, 1, group - 1, group, group + 1, 2 * group, 2 * group + 1, 5 * group, 1 << 21] {
+        for size in
+            [0, 1, group - 1, group, group + 1, 2 * group, 2 * group + 1, 5 * group, 1 << 21]
+        {
             let bytes = blob(size);
             for piece in [70_001, group, usize::MAX] {
                 let mut hasher = OutboardHasher::new();
