@@ -48,8 +48,8 @@ pub enum Lie {
 }
 
 /// The size of a message that no client has to take: larger than a directory of a million entries
-/// with names of 255 bytes.
-const HUGE_MESSAGE: usize = 600 << 20;
+/// of middling length.
+const HUGE_MESSAGE: usize = 300 << 20;
 
 /// The size of the messages of an endless blob.
 const ENDLESS_MESSAGE: usize = 1 << 20;

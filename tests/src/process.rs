@@ -49,9 +49,15 @@ impl Running {
     /// Starts a command. Its standard input is empty.
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Starts a command with a standard input.
+    #[track_caller]
+    pub fn start_with(command: &mut Command, stdin: impl Into<Stdio>) -> Self {
         let name = describe(command);
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
