@@ -33,13 +33,25 @@ const ROWS: [Row; 13] = [
     Row { name: "the same again, all there", group: Group::Write, what: Work::ImportAgain },
     Row { name: "`tar`, local file system", group: Group::Cold, what: Work::Tar(Place::Disk) },
     Row { name: "**`tar`, cairn mount**", group: Group::Cold, what: Work::Tar(Place::Mount) },
-    Row { name: "**`tar`, cairn mount over TCP**", group: Group::Cold, what: Work::Tar(Place::Tcp) },
+    Row {
+        name: "**`tar`, cairn mount over TCP**",
+        group: Group::Cold,
+        what: Work::Tar(Place::Tcp),
+    },
     Row { name: "`tar`, local file system", group: Group::Warm, what: Work::Tar(Place::Disk) },
     Row { name: "**`tar`, cairn mount**", group: Group::Warm, what: Work::Tar(Place::Mount) },
-    Row { name: "**`tar`, cairn mount over TCP**", group: Group::Warm, what: Work::Tar(Place::Tcp) },
+    Row {
+        name: "**`tar`, cairn mount over TCP**",
+        group: Group::Warm,
+        what: Work::Tar(Place::Tcp),
+    },
     Row { name: "`find`, local file system", group: Group::Find, what: Work::Find(Place::Disk) },
     Row { name: "**`find`, cairn mount**", group: Group::Find, what: Work::Find(Place::Mount) },
-    Row { name: "**`find`, cairn mount over TCP**", group: Group::Find, what: Work::Find(Place::Tcp) },
+    Row {
+        name: "**`find`, cairn mount over TCP**",
+        group: Group::Find,
+        what: Work::Find(Place::Tcp),
+    },
 ];
 
 #[derive(Clone, Copy)]

@@ -50,11 +50,8 @@ pub struct Comparison {
 ///
 /// Fails only if the expected tree can't be read; what can't be read of the other is a difference.
 pub fn trees(expected: &Path, found: &Path, face: Face) -> io::Result<Comparison> {
-    let mut walk = Walk {
-        face,
-        result: Comparison::default(),
-        buffers: (vec![0; BUFFER], vec![0; BUFFER]),
-    };
+    let mut walk =
+        Walk { face, result: Comparison::default(), buffers: (vec![0; BUFFER], vec![0; BUFFER]) };
     walk.node(expected, found)?;
     Ok(walk.result)
 }

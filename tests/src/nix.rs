@@ -8,7 +8,8 @@ use crate::process::{LONG_PATIENCE, Running};
 /// The store path that `nix-store --add` gives to a tree.
 pub fn store_path(tree: &Path) -> String {
     let store = tempfile::tempdir().unwrap();
-    let path = ask(Command::new("nix-store").arg("--store").arg(store.path()).arg("--add").arg(tree));
+    let path =
+        ask(Command::new("nix-store").arg("--store").arg(store.path()).arg("--add").arg(tree));
     // What Nix adds is read-only, directories too, which only root can remove as it is.
     ask(Command::new("chmod").arg("-R").arg("u+w").arg(store.path()));
     path

@@ -129,15 +129,15 @@ impl Content {
             executable,
         };
         let big = vec![b'a'; 700_000];
-        let deep = castore::Directory { files: vec![file("f", b"hi\n", false)], ..Default::default() };
+        let deep =
+            castore::Directory { files: vec![file("f", b"hi\n", false)], ..Default::default() };
         let empty = castore::Directory::default();
-        let directory = |name: &'static str, directory: &castore::Directory, size| {
-            castore::DirectoryEntry {
+        let directory =
+            |name: &'static str, directory: &castore::Directory, size| castore::DirectoryEntry {
                 name: Bytes::from_static(name.as_bytes()),
                 digest: digest(&directory.encode_to_vec()),
                 size,
-            }
-        };
+            };
         let root = castore::Directory {
             directories: vec![directory("d", &deep, 2), directory("empty", &empty, 0)],
             files: vec![
@@ -318,10 +318,7 @@ impl store::path_info_service_server::PathInfoService for Liar {
         Ok(Response::new(self.content.path_info.clone()))
     }
 
-    async fn put(
-        &self,
-        _: Request<store::PathInfo>,
-    ) -> Result<Response<store::PathInfo>, Status> {
+    async fn put(&self, _: Request<store::PathInfo>) -> Result<Response<store::PathInfo>, Status> {
         Err(Status::permission_denied("this store is read-only"))
     }
 

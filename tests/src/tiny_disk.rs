@@ -17,9 +17,11 @@ pub struct TinyDisk {
 impl TinyDisk {
     /// Mounts a file system of so many bytes on an empty folder.
     pub fn mount(path: PathBuf, bytes: u64) -> Self {
-        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), &*size(bytes)).unwrap_or_else(|error| {
-            panic!("a tmpfs can't be mounted on {}, which needs root: {error}", path.display())
-        });
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), &*size(bytes)).unwrap_or_else(
+            |error| {
+                panic!("a tmpfs can't be mounted on {}, which needs root: {error}", path.display())
+            },
+        );
         Self { path }
     }
 

@@ -139,9 +139,9 @@ fn hard_names() -> Vec<OsString> {
     // In byte order `a.b` is before `a`'s children would be: `a-`, `a.`, `a0`.
     names.extend(["a", "a-", "a.", "a0", "A", "ä", "日本"].map(OsString::from));
     // Every byte that a name can have, one name for each.
-    names.extend((1..=255u8).filter(|byte| *byte != b'/').map(|byte| {
-        OsString::from_vec(vec![b'b', byte])
-    }));
+    names.extend(
+        (1..=255u8).filter(|byte| *byte != b'/').map(|byte| OsString::from_vec(vec![b'b', byte])),
+    );
     names
 }
 

@@ -112,7 +112,8 @@ fn a_process_stays_where_it_is_when_an_equal_directory_is_looked_at() {
     let finished = run(Command::new("sh").args(["-c", script]).current_dir(&root)).succeeded();
     let real = fs::canonicalize(root.join("a/x/deep")).unwrap();
     assert_eq!(finished.lines(), [real.to_str().unwrap(), "deep"]);
-    let inodes = ["a/x/deep", "b/x/deep"].map(|place| fs::metadata(root.join(place)).unwrap().ino());
+    let inodes =
+        ["a/x/deep", "b/x/deep"].map(|place| fs::metadata(root.join(place)).unwrap().ino());
     assert_ne!(inodes[0], inodes[1]);
 }
 

@@ -92,4 +92,3 @@ fn owner_goes<R>(end: impl FnOnce(Mount) -> R) {
     }
     drop(gone);
 }
-
