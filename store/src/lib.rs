@@ -1,6 +1,8 @@
 //! Nix store paths over content: what is known of each path, how its NAR is made and hashed, and
 //! the service that keeps it. How content is stored is the affair of `castore`.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod nar;
 pub mod nixbase32;
 pub mod path_info;

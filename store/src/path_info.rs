@@ -156,6 +156,19 @@ impl PathInfo {
     }
 }
 
+impl NarInfo {
+    /// The size and hash as the protobuf message that answers who asks for them.
+    pub fn to_proto(&self) -> proto::CalculateNarResponse {
+        let nar_sha256 = bytes::Bytes::copy_from_slice(&self.sha256);
+        proto::CalculateNarResponse { nar_size: self.size, nar_sha256 }
+    }
+
+    /// Reads such a message.
+    pub fn from_proto(message: &proto::CalculateNarResponse) -> Result<Self, InvalidPathInfo> {
+        Ok(Self { size: message.nar_size, sha256: array("nar_sha256", &message.nar_sha256)? })
+    }
+}
+
 impl ContentAddress {
     fn from_proto(message: proto::nar_info::Ca) -> Result<Self, InvalidPathInfo> {
         use proto::nar_info::ca::Hash;

@@ -1,5 +1,9 @@
 //! The service that keeps path infos: its contract and its errors. The implementations are in the
-//! modules below; the checks that each of them makes on a put are in one place, too.
+//! modules below; the checks that all of them make on a put are in one place, too.
+
+pub mod checked;
+mod contents;
+pub mod memory;
 
 use std::fmt;
 

@@ -100,9 +100,9 @@ impl FromStr for StorePath {
     /// Reads a whole path or a base name.
     fn from_str(text: &str) -> Result<Self, InvalidStorePath> {
         let base = match text.strip_prefix(STORE_DIR) {
-            Some(rest) => rest
-                .strip_prefix('/')
-                .ok_or_else(|| InvalidStorePath::Text(text.to_owned()))?,
+            Some(rest) => {
+                rest.strip_prefix('/').ok_or_else(|| InvalidStorePath::Text(text.to_owned()))?
+            }
             None => text,
         };
         Self::from_base_name(base.as_bytes())

@@ -1,0 +1,387 @@
+//! Writes NARs: one encoder for the steps through a tree, and the stream that it makes of a tree
+//! in a store. What becomes of the bytes is the affair of those who ask for them.
+
+use std::{collections::HashMap, pin::pin, sync::Arc};
+
+use async_stream::try_stream;
+use bytes::{Bytes, BytesMut};
+use cairn_castore::{
+    BlobError, BlobService, ByteRange, Digest, Directory, DirectoryError, DirectoryService, Name,
+    Node, SymlinkTarget, blob_service::SMALL_BLOB_MAX, import::TreeEvent,
+};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
+
+use super::{CONTENTS_MAX, DEPTH_MAX, ENTRIES_MAX, NarError};
+
+/// The bytes of a NAR in order, in pieces of up to some MiB. Ends after an error.
+pub type NarStream = BoxStream<'static, Result<Bytes, NarError>>;
+
+/// The length in bytes from which on a piece of the stream is handed on.
+const PIECE_LEN: usize = 128 * 1024;
+/// The bytes of small files that are fetched together.
+const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+/// The small files that are fetched together.
+const BATCH_BLOBS: usize = 1024;
+/// The steps through the tree that are taken ahead while such files are looked for.
+const BATCH_STEPS: usize = 16_384;
+/// The batches that are fetched at the same time.
+const BATCHES_AHEAD: usize = 3;
+/// The entries of directories that are held in memory to save fetching each directory by itself.
+const ENTRIES_AHEAD: usize = 262_144;
+
+pub(super) const MAGIC: [u8; 24] = strings(&["nix-archive-1"]);
+pub(super) const OPEN: [u8; 32] = strings(&["(", "type"]);
+pub(super) const CLOSE: [u8; 16] = strings(&[")"]);
+pub(super) const NAME: [u8; 32] = strings(&["(", "name"]);
+pub(super) const NODE: [u8; 16] = strings(&["node"]);
+pub(super) const TARGET: [u8; 16] = strings(&["target"]);
+const ENTRY: [u8; 48] = strings(&["entry", "(", "name"]);
+const DIRECTORY: [u8; 56] = strings(&["(", "type", "directory"]);
+const SYMLINK: [u8; 64] = strings(&["(", "type", "symlink", "target"]);
+const REGULAR: [u8; 64] = strings(&["(", "type", "regular", "contents"]);
+const EXECUTABLE: [u8; 96] = strings(&["(", "type", "regular", "executable", "", "contents"]);
+
+/// Short strings as they are in a NAR, one behind the other.
+const fn strings<const N: usize>(strings: &[&str]) -> [u8; N] {
+    let mut encoded = [0; N];
+    let mut at = 0;
+    let mut index = 0;
+    while index < strings.len() {
+        let bytes = strings[index].as_bytes();
+        assert!(bytes.len() < 256);
+        encoded[at] = bytes.len() as u8;
+        at += 8;
+        let mut byte = 0;
+        while byte < bytes.len() {
+            encoded[at + byte] = bytes[byte];
+            byte += 1;
+        }
+        at += bytes.len().next_multiple_of(8);
+        index += 1;
+    }
+    assert!(at == N);
+    encoded
+}
+
+/// The number of zeros behind a string of this length.
+pub(super) fn padding(length: u64) -> usize {
+    (length.wrapping_neg() % 8) as usize
+}
+
+/// Turns the steps through a tree into its NAR. Allocates nothing.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    begun: bool,
+    /// The zeros behind the file that has begun.
+    padding: usize,
+}
+
+impl Encoder {
+    /// An encoder at the start of a NAR.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the bytes of the next step to `sink`.
+    pub fn encode(&mut self, event: TreeEvent<'_>, sink: &mut impl FnMut(&[u8])) {
+        if !self.begun {
+            self.begun = true;
+            sink(&MAGIC);
+        }
+        match event {
+            TreeEvent::DirectoryStart => sink(&DIRECTORY),
+            TreeEvent::EntryStart(name) => {
+                sink(&ENTRY);
+                string(name.as_ref(), sink);
+                sink(&NODE);
+            }
+            TreeEvent::EntryEnd | TreeEvent::DirectoryEnd => sink(&CLOSE),
+            TreeEvent::FileStart { size, executable } => {
+                sink(if executable { &EXECUTABLE } else { &REGULAR });
+                sink(&size.to_le_bytes());
+                self.padding = padding(size);
+            }
+            TreeEvent::FileBytes(bytes) => sink(bytes),
+            TreeEvent::FileEnd => {
+                sink(&[0; 8][..self.padding]);
+                sink(&CLOSE);
+            }
+            TreeEvent::Symlink(target) => {
+                sink(&SYMLINK);
+                string(target.as_ref(), sink);
+                sink(&CLOSE);
+            }
+        }
+    }
+}
+
+fn string(bytes: &[u8], sink: &mut impl FnMut(&[u8])) {
+    let length = bytes.len() as u64;
+    sink(&length.to_le_bytes());
+    sink(bytes);
+    sink(&[0; 8][..padding(length)]);
+}
+
+/// The NAR of a tree in a store. Memory is bounded whatever the tree: small files are fetched
+/// ahead in batches, large ones are passed through in pieces.
+pub fn stream(
+    node: Node,
+    blobs: Arc<dyn BlobService>,
+    directories: Arc<dyn DirectoryService>,
+) -> NarStream {
+    try_stream! {
+        let fetch = |batch: Batch| {
+            let blobs = Arc::clone(&blobs);
+            async move { batch.fetch(&*blobs).await }
+        };
+        let mut batches = pin!(batches(node, directories).map_ok(fetch).try_buffered(BATCHES_AHEAD));
+        let mut encoder = Encoder::new();
+        let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
+        while let Some((steps, contents)) = batches.try_next().await? {
+            let mut contents = contents.into_iter();
+            for step in &steps {
+                let mut sink = |bytes: &[u8]| piece.extend_from_slice(bytes);
+                match step {
+                    Step::DirectoryStart => encoder.encode(TreeEvent::DirectoryStart, &mut sink),
+                    Step::EntryStart(name) => encoder.encode(TreeEvent::EntryStart(name), &mut sink),
+                    Step::EntryEnd => encoder.encode(TreeEvent::EntryEnd, &mut sink),
+                    Step::DirectoryEnd => encoder.encode(TreeEvent::DirectoryEnd, &mut sink),
+                    Step::Symlink(target) => encoder.encode(TreeEvent::Symlink(target), &mut sink),
+                    Step::File(file) => {
+                        let (size, executable) = (file.size, file.executable);
+                        encoder.encode(TreeEvent::FileStart { size, executable }, &mut sink);
+                        if file.is_small() {
+                            let bytes = contents.next().expect("a batch has its small files");
+                            sink(&bytes);
+                        } else {
+                            yield piece.split().freeze();
+                            let mut bytes = pin!(file.read(&*blobs));
+                            while let Some(bytes) = bytes.try_next().await? {
+                                yield bytes;
+                            }
+                        }
+                        encoder.encode(TreeEvent::FileEnd, &mut |bytes| {
+                            piece.extend_from_slice(bytes);
+                        });
+                    }
+                }
+                if piece.len() >= PIECE_LEN {
+                    yield piece.split().freeze();
+                }
+            }
+        }
+        if !piece.is_empty() {
+            yield piece.freeze();
+        }
+    }
+    .boxed()
+}
+
+/// A step through a tree whose files' bytes are elsewhere.
+enum Step {
+    DirectoryStart,
+    EntryStart(Name),
+    EntryEnd,
+    DirectoryEnd,
+    File(FileNode),
+    Symlink(SymlinkTarget),
+}
+
+struct FileNode {
+    digest: Digest,
+    size: u64,
+    executable: bool,
+}
+
+impl FileNode {
+    fn is_small(&self) -> bool {
+        self.size <= SMALL_BLOB_MAX as u64
+    }
+
+    fn check_size(&self, found: u64) -> Result<(), NarError> {
+        if found == self.size {
+            return Ok(());
+        }
+        Err(NarError::Size { digest: self.digest, found, claimed: self.size })
+    }
+
+    /// The file's bytes; an error as soon as there are more than there should be.
+    fn read(&self, blobs: &dyn BlobService) -> impl Stream<Item = Result<Bytes, NarError>> + Send {
+        try_stream! {
+            let mut pieces = blobs.read(&self.digest, ByteRange::ALL).await?;
+            let mut found = 0u64;
+            while let Some(piece) = pieces.try_next().await? {
+                found = found.saturating_add(piece.len() as u64);
+                if found > self.size {
+                    self.check_size(found)?;
+                }
+                yield piece;
+            }
+            self.check_size(found)?;
+        }
+    }
+}
+
+/// Some consecutive steps. A large file ends a batch.
+#[derive(Default)]
+struct Batch {
+    steps: Vec<Step>,
+    /// The small files among the steps, in order.
+    small: Vec<Digest>,
+    small_bytes: u64,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.steps.len() >= BATCH_STEPS
+            || self.small.len() >= BATCH_BLOBS
+            || self.small_bytes >= BATCH_BYTES
+    }
+
+    /// The steps, and the bytes of the small files among them.
+    async fn fetch(self, blobs: &dyn BlobService) -> Result<(Vec<Step>, Vec<Bytes>), NarError> {
+        if self.small.is_empty() {
+            return Ok((self.steps, Vec::new()));
+        }
+        let answers = blobs.read_many(&self.small).await?;
+        let files = self.steps.iter().filter_map(|step| match step {
+            Step::File(file) if file.is_small() => Some(file),
+            _ => None,
+        });
+        let mut contents = Vec::with_capacity(answers.len());
+        let mut answers = answers.into_iter();
+        for file in files {
+            let bytes = answers.next().flatten().ok_or(BlobError::NotFound(file.digest))?;
+            file.check_size(bytes.len() as u64)?;
+            contents.push(bytes);
+        }
+        Ok((self.steps, contents))
+    }
+}
+
+/// Walks a tree depth first.
+fn batches(
+    root: Node,
+    service: Arc<dyn DirectoryService>,
+) -> impl Stream<Item = Result<Batch, NarError>> + Send {
+    try_stream! {
+        let directories = Directories::open(service, &root).await?;
+        let mut walk = Walk { directories, stack: Vec::new(), entries: 0, contents: 0 };
+        let mut batch = Batch::default();
+        let mut ends_batch = walk.enter(root, &mut batch).await?;
+        while !walk.stack.is_empty() {
+            if ends_batch || batch.is_full() {
+                yield std::mem::take(&mut batch);
+            }
+            ends_batch = walk.step(&mut batch).await?;
+        }
+        yield batch;
+    }
+}
+
+struct Walk {
+    directories: Directories,
+    /// The directories that have begun, and the index of the next entry in each.
+    stack: Vec<(Arc<Directory>, usize)>,
+    entries: u64,
+    contents: u64,
+}
+
+impl Walk {
+    /// Goes to the next entry, or out of the directory; whether that ends the batch.
+    async fn step(&mut self, batch: &mut Batch) -> Result<bool, NarError> {
+        let Some((directory, next)) = self.stack.last_mut() else { return Ok(true) };
+        let Some((name, node)) = directory.entries().get(*next).cloned() else {
+            self.stack.pop();
+            batch.steps.push(Step::DirectoryEnd);
+            self.leave(batch);
+            return Ok(false);
+        };
+        *next += 1;
+        self.entries += 1;
+        if self.entries > ENTRIES_MAX {
+            return Err(NarError::TooLarge { what: "entries", max: ENTRIES_MAX });
+        }
+        batch.steps.push(Step::EntryStart(name));
+        self.enter(node, batch).await
+    }
+
+    /// Takes a node that has begun; whether that ends the batch.
+    async fn enter(&mut self, node: Node, batch: &mut Batch) -> Result<bool, NarError> {
+        match node {
+            Node::Directory { digest, .. } => {
+                if self.stack.len() >= DEPTH_MAX {
+                    let max = DEPTH_MAX as u64;
+                    return Err(NarError::TooLarge { what: "directories in each other", max });
+                }
+                let directory = self.directories.get(&digest).await?;
+                self.stack.push((directory, 0));
+                batch.steps.push(Step::DirectoryStart);
+                Ok(false)
+            }
+            Node::File { digest, size, executable } => {
+                self.contents = self.contents.saturating_add(size);
+                if self.contents > CONTENTS_MAX {
+                    return Err(NarError::TooLarge { what: "bytes in files", max: CONTENTS_MAX });
+                }
+                let file = FileNode { digest, size, executable };
+                let is_small = file.is_small();
+                if is_small {
+                    batch.small.push(digest);
+                    batch.small_bytes += size;
+                }
+                batch.steps.push(Step::File(file));
+                self.leave(batch);
+                Ok(!is_small)
+            }
+            Node::Symlink { target } => {
+                batch.steps.push(Step::Symlink(target));
+                self.leave(batch);
+                Ok(false)
+            }
+        }
+    }
+
+    fn leave(&self, batch: &mut Batch) {
+        if !self.stack.is_empty() {
+            batch.steps.push(Step::EntryEnd);
+        }
+    }
+}
+
+/// The directories of a tree. Where each would be a round trip, as many as memory allows are
+/// fetched in one stream.
+struct Directories {
+    service: Arc<dyn DirectoryService>,
+    ahead: HashMap<Digest, Arc<Directory>>,
+}
+
+impl Directories {
+    async fn open(service: Arc<dyn DirectoryService>, root: &Node) -> Result<Self, NarError> {
+        let mut ahead = HashMap::new();
+        if let Node::Directory { digest, .. } = root
+            && service.get_local(digest).is_none()
+        {
+            let mut entries = 0;
+            let mut closure = service.get_closure(digest).await?;
+            while entries < ENTRIES_AHEAD
+                && let Some(directory) = closure.try_next().await?
+            {
+                entries += directory.entries().len() + 1;
+                ahead.insert(directory.digest(), Arc::new(directory));
+            }
+        }
+        Ok(Self { service, ahead })
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<Arc<Directory>, NarError> {
+        if let Some(directory) = self.ahead.get(digest) {
+            return Ok(Arc::clone(directory));
+        }
+        let found = match self.service.get_local(digest) {
+            Some(answer) => answer?,
+            None => self.service.get(digest).await?,
+        };
+        Ok(Arc::new(found.ok_or(DirectoryError::NotFound(*digest))?))
+    }
+}
