@@ -1,1 +1,15 @@
-//! placeholder
+//! A castore as a file system: inodes, attributes, listings and reads over blobs and directories,
+//! and the kernel's FUSE device as their transport. Names in the root come from whoever implements
+//! [`roots::Roots`]; nothing here knows of Nix, or of how a store is reached.
+
+mod attributes;
+mod directories;
+pub mod errno;
+pub mod file_system;
+pub mod fuse;
+mod inodes;
+mod listing;
+mod reads;
+mod wait;
+
+pub use cairn_castore::roots;

@@ -142,8 +142,8 @@ impl Suite {
             let error = self.service.put(wrong, None).await.expect_err("the NAR is another");
             match error {
                 PathInfoError::NarMismatch { store_path, found, claimed } => {
-                    assert_eq!((store_path, found), (right.store_path.clone(), right.nar));
-                    assert_eq!(claimed, nar);
+                    assert_eq!((store_path, *found), (right.store_path.clone(), right.nar));
+                    assert_eq!(*claimed, nar);
                 }
                 error => panic!("expected a mismatch of NARs, got {error:?}"),
             }

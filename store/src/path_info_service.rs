@@ -114,9 +114,9 @@ pub enum PathInfoError {
         /// The path.
         store_path: StorePath,
         /// Size and hash of the tree's NAR.
-        found: NarInfo,
+        found: Box<NarInfo>,
         /// Size and hash as claimed.
-        claimed: NarInfo,
+        claimed: Box<NarInfo>,
     },
     /// The stored record is damaged.
     #[error("the record of a path is damaged: {reason}")]

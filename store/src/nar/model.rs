@@ -92,7 +92,7 @@ impl fmt::Debug for Tree {
 pub(crate) fn string(bytes: &[u8]) -> Vec<u8> {
     let mut string = (bytes.len() as u64).to_le_bytes().to_vec();
     string.extend(bytes);
-    while string.len() % 8 != 0 {
+    while !string.len().is_multiple_of(8) {
         string.push(0);
     }
     string

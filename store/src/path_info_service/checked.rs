@@ -127,8 +127,11 @@ impl<S: PathInfoStorage> CheckedPathInfoService<S> {
             }
         };
         if found != info.nar {
-            let store_path = info.store_path.clone();
-            return Err(PathInfoError::NarMismatch { store_path, found, claimed: info.nar });
+            return Err(PathInfoError::NarMismatch {
+                store_path: info.store_path.clone(),
+                found: Box::new(found),
+                claimed: Box::new(info.nar),
+            });
         }
         Ok(())
     }

@@ -1,0 +1,572 @@
+//! The file system: every request of the kernel and its answer, over any transport. How requests
+//! arrive and who serves them is the transport's affair; how a directory is listed is in
+//! `listing`, where bytes come from in `reads`.
+
+use std::{
+    ffi::CStr,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cairn_castore::{BlobService, ByteRange, Digest, DirectoryService, Name, Node, roots::Roots};
+use fuse_backend_rs::{
+    abi::fuse_abi::{CreateIn, stat64, statvfs64},
+    api::filesystem::{
+        Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply,
+        OpenOptions, SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+    },
+};
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+
+use crate::{
+    attributes::{self, BLOCK_BYTES},
+    directories::{Directories, Loaded},
+    errno::{Failures, FsError},
+    inodes::{Inode, Inodes, NodeId, ROOT},
+    listing::{Cursors, Reply},
+    reads::Reads,
+    wait::Waiter,
+};
+
+/// For how long the kernel keeps what can't change.
+pub(crate) const FOREVER: Duration = Duration::MAX;
+
+/// How long the kernel believes that a name in the root exists, or doesn't, and what the root
+/// lists, unless told otherwise.
+pub const ROOT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a request waits for the store until it fails, unless told otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+const NANOSECONDS: u32 = 1_000_000_000;
+
+/// What a mount shows.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// The contents of files.
+    pub blobs: Arc<dyn BlobService>,
+    /// Directories.
+    pub directories: Arc<dyn DirectoryService>,
+    /// The names in the root.
+    pub roots: Arc<dyn Roots>,
+}
+
+/// How a file system behaves.
+#[derive(Debug, Clone)]
+pub struct FileSystemOptions {
+    /// Whether the root can be listed. If not, `ls` of it is told `EPERM`, while every name in it
+    /// can be used by whoever knows it.
+    pub list_root: bool,
+    /// How long the kernel believes that a name in the root exists, or doesn't. What is below a
+    /// name never changes and is believed for ever.
+    pub root_timeout: Duration,
+    /// How long one request waits for the store until the program that made it gets `EIO`.
+    pub deadline: Duration,
+    /// What `statfs` (`df`) says that the file system's contents take, in bytes; 0 if that is not
+    /// known.
+    pub used_bytes: u64,
+}
+
+impl Default for FileSystemOptions {
+    fn default() -> Self {
+        Self { list_root: true, root_timeout: ROOT_TIMEOUT, deadline: DEADLINE, used_bytes: 0 }
+    }
+}
+
+/// Names, directories and blobs as a read-only file system.
+///
+/// What is in memory or on local disk is answered on the calling thread; for everything else that
+/// thread waits, which must therefore not be one of the runtime's.
+pub struct CairnFs {
+    pub(crate) services: Services,
+    pub(crate) options: FileSystemOptions,
+    pub(crate) waiter: Waiter,
+    pub(crate) directories: Directories,
+    pub(crate) cursors: Cursors,
+    inodes: Inodes,
+    reads: Reads,
+    failures: Failures,
+    /// Counts how often the root's attributes were asked for; see `root_attributes`.
+    root_tick: AtomicU32,
+    /// Whether the kernel takes `ENOSYS` to mean that it need not ask before opening.
+    zero_message_open: AtomicBool,
+    zero_message_opendir: AtomicBool,
+}
+
+impl CairnFs {
+    /// A file system over these services, which are waited for on this runtime. It must have
+    /// threads of its own (the multi-threaded kind), and outlive the file system's use.
+    pub fn new(services: Services, options: FileSystemOptions, runtime: Handle) -> Self {
+        Self {
+            waiter: Waiter::new(runtime, options.deadline),
+            directories: Directories::new(services.directories.clone()),
+            cursors: Cursors::new(),
+            inodes: Inodes::new(),
+            reads: Reads::new(services.blobs.clone()),
+            failures: Failures::new(),
+            root_tick: AtomicU32::new(0),
+            zero_message_open: AtomicBool::new(false),
+            zero_message_opendir: AtomicBool::new(false),
+            services,
+            options,
+        }
+    }
+
+    /// How many inodes the kernel holds, the root included. Goes down when it forgets.
+    pub fn inode_count(&self) -> usize {
+        self.inodes.len()
+    }
+
+    pub(crate) fn fail(&self, error: FsError) -> io::Error {
+        self.failures.answer(error)
+    }
+
+    /// The inode of a number. The kernel asks only for what it holds, so that a number that is
+    /// unknown comes from a file handle that someone kept.
+    pub(crate) fn inode(&self, id: NodeId) -> io::Result<Arc<Inode>> {
+        self.inodes.get(id).ok_or_else(|| Errno::STALE.into())
+    }
+
+    pub(crate) fn forget_one(&self, id: NodeId) {
+        self.inodes.forget([(id, 1)]);
+    }
+
+    /// The directory's content, waiting for it if need be.
+    pub(crate) fn directory(&self, digest: &Digest) -> Result<Arc<Loaded>, FsError> {
+        match self.directories.local(digest) {
+            Some(loaded) => loaded,
+            None => self.waiter.wait(self.directories.fetch(digest)),
+        }
+    }
+
+    /// What the kernel is told of an inode when it comes to know it, which counts as one lookup.
+    pub(crate) fn entry(&self, inode: Inode, entry_timeout: Duration) -> Result<Entry, FsError> {
+        let attr = attributes::attributes(&inode)?;
+        let inode = self.inodes.remember(inode);
+        Ok(Entry {
+            inode,
+            generation: 0,
+            attr,
+            attr_flags: 0,
+            attr_timeout: FOREVER,
+            entry_timeout,
+        })
+    }
+
+    fn resolve(&self, parent: (NodeId, u64), name: &Name, node: &Node) -> Result<Inode, FsError> {
+        match node {
+            Node::Directory { digest, .. } => {
+                let loaded = self.directory(digest)?;
+                Ok(directory_inode(parent, name, digest, &loaded))
+            }
+            Node::File { .. } | Node::Symlink { .. } => {
+                Ok(Inode::of_content(node).expect("only directories need a place"))
+            }
+        }
+    }
+
+    fn lookup_in_root(&self, name: Name) -> Result<Entry, FsError> {
+        let roots = &self.services.roots;
+        let found = match roots.lookup_local(&name) {
+            Some(found) => found?,
+            None => self.waiter.wait(roots.lookup(&name))?,
+        };
+        let timeout = self.options.root_timeout;
+        match found {
+            Some(node) => self.entry(self.resolve((ROOT, ROOT), &name, &node)?, timeout),
+            None => Ok(absent(timeout)),
+        }
+    }
+
+    fn lookup_in_directory(
+        &self,
+        parent: (NodeId, u64),
+        digest: &Digest,
+        name: Name,
+    ) -> Result<Entry, FsError> {
+        let loaded = self.directory(digest)?;
+        match loaded.directory.get(name.as_ref()) {
+            Some(node) => self.entry(self.resolve(parent, &name, node)?, FOREVER),
+            None => Ok(absent(FOREVER)),
+        }
+    }
+
+    /// The root's attributes. Its modification time moves by a nanosecond whenever it is asked
+    /// for: that is how the kernel, which opens directories without asking us, comes to read the
+    /// root's listing anew once its attributes have expired, while it keeps all others.
+    fn root_attributes(&self) -> Result<stat64, FsError> {
+        let mut attr = attributes::attributes(&Inode::Root)?;
+        let tick = self.root_tick.fetch_add(1, Ordering::Relaxed);
+        attr.st_mtime_nsec = i64::from(tick % NANOSECONDS);
+        Ok(attr)
+    }
+
+    fn copy_bytes(
+        &self,
+        inode: &Inode,
+        range: ByteRange,
+        w: &mut dyn ZeroCopyWriter,
+    ) -> io::Result<usize> {
+        let Inode::File { digest, size, .. } = inode else {
+            return Err(if matches!(inode, Inode::Symlink { .. }) {
+                Errno::INVAL.into()
+            } else {
+                Errno::ISDIR.into()
+            });
+        };
+        let wanted = range.within(*size);
+        let mut offset = wanted.start;
+        while offset < wanted.end {
+            let rest = ByteRange { offset, length: wanted.end - offset };
+            let piece = self
+                .reads
+                .piece(digest, *size, rest, &self.waiter)
+                .map_err(|error| self.fail(error))?;
+            w.write_all(&piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(usize::try_from(wanted.end - wanted.start).expect("no longer than the request's u32"))
+    }
+}
+
+/// A directory that is called `name` in the directory `parent`.
+pub(crate) fn directory_inode(
+    parent: (NodeId, u64),
+    name: &Name,
+    digest: &Digest,
+    loaded: &Loaded,
+) -> Inode {
+    let entries = loaded.directory.entries().len() as u64;
+    Inode::directory(parent, name, *digest, entries, loaded.subdirectories)
+}
+
+/// The answer that a name is not there, which the kernel keeps for a while.
+fn absent(entry_timeout: Duration) -> Entry {
+    Entry { entry_timeout, ..Entry::default() }
+}
+
+/// The refusal of everything that would change something.
+fn read_only<T>() -> io::Result<T> {
+    Err(Errno::ROFS.into())
+}
+
+/// Has the defaults of every request: the way to an empty `statvfs64`, which can't be made safely
+/// otherwise.
+struct Defaults;
+
+impl FileSystem for Defaults {
+    type Inode = NodeId;
+    type Handle = u64;
+}
+
+impl FileSystem for CairnFs {
+    type Inode = NodeId;
+    type Handle = u64;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        let set =
+            |flag: &AtomicBool, option| flag.store(capable.contains(option), Ordering::Relaxed);
+        set(&self.zero_message_open, FsOptions::ZERO_MESSAGE_OPEN);
+        set(&self.zero_message_opendir, FsOptions::ZERO_MESSAGE_OPENDIR);
+        Ok(FsOptions::ASYNC_READ
+            | FsOptions::ASYNC_DIO
+            // Makes the kernel look at a directory's modification time before it lists it from
+            // memory; see `root_attributes`.
+            | FsOptions::AUTO_INVAL_DATA
+            | FsOptions::CACHE_SYMLINKS
+            | FsOptions::DO_READDIRPLUS
+            | FsOptions::MAX_PAGES
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::ZERO_MESSAGE_OPEN
+            | FsOptions::ZERO_MESSAGE_OPENDIR)
+    }
+
+    fn lookup(&self, _: &Context, parent: NodeId, name: &CStr) -> io::Result<Entry> {
+        let name = name.to_bytes();
+        if name.len() > Name::MAX_LEN {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        let inode = self.inode(parent)?;
+        let Ok(name) = Name::try_from(Bytes::copy_from_slice(name)) else {
+            return Err(Errno::NOENT.into());
+        };
+        match &*inode {
+            Inode::Root => self.lookup_in_root(name),
+            Inode::Directory(place) => {
+                self.lookup_in_directory((parent, place.ino), &place.digest, name)
+            }
+            Inode::File { .. } | Inode::Symlink { .. } => return Err(Errno::NOTDIR.into()),
+        }
+        .map_err(|error| self.fail(error))
+    }
+
+    fn forget(&self, _: &Context, inode: NodeId, count: u64) {
+        self.inodes.forget([(inode, count)]);
+    }
+
+    fn batch_forget(&self, _: &Context, requests: Vec<(NodeId, u64)>) {
+        self.inodes.forget(requests);
+    }
+
+    fn getattr(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        _: Option<u64>,
+    ) -> io::Result<(stat64, Duration)> {
+        match &*self.inode(inode)? {
+            Inode::Root => self.root_attributes().map(|attr| (attr, self.options.root_timeout)),
+            inode => attributes::attributes(inode).map(|attr| (attr, FOREVER)),
+        }
+        .map_err(|error| self.fail(error))
+    }
+
+    fn readlink(&self, _: &Context, inode: NodeId) -> io::Result<Vec<u8>> {
+        match &*self.inode(inode)? {
+            Inode::Symlink { target } => Ok(target.as_ref().to_vec()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn open(
+        &self,
+        _: &Context,
+        _: NodeId,
+        flags: u32,
+        _: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        if flags & libc::O_ACCMODE.cast_unsigned() != libc::O_RDONLY.cast_unsigned() {
+            return read_only();
+        }
+        if self.zero_message_open.load(Ordering::Relaxed) {
+            return Err(Errno::NOSYS.into());
+        }
+        Ok((None, OpenOptions::KEEP_CACHE, None))
+    }
+
+    fn read(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        _: u64,
+        w: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        _: u32,
+    ) -> io::Result<usize> {
+        let range = ByteRange { offset, length: u64::from(size) };
+        self.copy_bytes(&*self.inode(inode)?, range, w)
+    }
+
+    fn release(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: u32,
+        _: u64,
+        _: bool,
+        _: bool,
+        _: Option<u64>,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn opendir(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        _: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        if self.zero_message_opendir.load(Ordering::Relaxed) {
+            return Err(Errno::NOSYS.into());
+        }
+        let cached = OpenOptions::CACHE_DIR | OpenOptions::KEEP_CACHE;
+        Ok((None, if inode == ROOT { OpenOptions::empty() } else { cached }))
+    }
+
+    fn readdir(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        _: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(inode, offset, size, &mut Reply::Names(add_entry))
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        _: u64,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(inode, offset, size, &mut Reply::Entries(add_entry))
+    }
+
+    fn releasedir(&self, _: &Context, _: NodeId, _: u32, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn statfs(&self, ctx: &Context, inode: NodeId) -> io::Result<statvfs64> {
+        let mut st = Defaults.statfs(ctx, inode)?;
+        st.f_bsize = u64::from(BLOCK_BYTES);
+        st.f_frsize = u64::from(BLOCK_BYTES);
+        // Never 0, which makes some programs divide by it and others skip the file system. Nothing
+        // is free, since nothing can be written.
+        st.f_blocks = self.options.used_bytes.div_ceil(u64::from(BLOCK_BYTES)).max(1);
+        st.f_files = self.inodes.len() as u64;
+        st.f_namemax = Name::MAX_LEN as u64;
+        Ok(st)
+    }
+
+    fn access(&self, _: &Context, _: NodeId, mask: u32) -> io::Result<()> {
+        // The kernel checks the modes itself; this is for a transport where it does not.
+        if mask & libc::W_OK.cast_unsigned() != 0 { read_only() } else { Ok(()) }
+    }
+
+    fn getxattr(
+        &self,
+        _: &Context,
+        inode: NodeId,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        let Some(value) = attributes::xattr(&*self.inode(inode)?, name) else {
+            let known = [&b"user."[..], b"security.", b"trusted."];
+            let absent = known.iter().any(|prefix| name.to_bytes().starts_with(prefix));
+            return Err(if absent { Errno::NODATA.into() } else { Errno::OPNOTSUPP.into() });
+        };
+        Ok(match fitted(value.into_bytes(), size)? {
+            Ok(value) => GetxattrReply::Value(value),
+            Err(count) => GetxattrReply::Count(count),
+        })
+    }
+
+    fn listxattr(&self, _: &Context, inode: NodeId, size: u32) -> io::Result<ListxattrReply> {
+        let names: Vec<u8> = attributes::xattr_names(&*self.inode(inode)?)
+            .iter()
+            .flat_map(|name| name.to_bytes_with_nul())
+            .copied()
+            .collect();
+        Ok(match fitted(names, size)? {
+            Ok(names) => ListxattrReply::Names(names),
+            Err(count) => ListxattrReply::Count(count),
+        })
+    }
+
+    fn setattr(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: stat64,
+        _: Option<u64>,
+        _: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        read_only()
+    }
+
+    fn symlink(&self, _: &Context, _: &CStr, _: NodeId, _: &CStr) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn mknod(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32, _: u32) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn mkdir(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn unlink(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+
+    fn rmdir(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+
+    fn rename(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: &CStr,
+        _: NodeId,
+        _: &CStr,
+        _: u32,
+    ) -> io::Result<()> {
+        read_only()
+    }
+
+    fn link(&self, _: &Context, _: NodeId, _: NodeId, _: &CStr) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn create(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: &CStr,
+        _: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        read_only()
+    }
+
+    fn write(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: u64,
+        _: &mut dyn ZeroCopyReader,
+        _: u32,
+        _: u64,
+        _: Option<u64>,
+        _: bool,
+        _: u32,
+        _: u32,
+    ) -> io::Result<usize> {
+        read_only()
+    }
+
+    fn fallocate(&self, _: &Context, _: NodeId, _: u64, _: u32, _: u64, _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn setxattr(&self, _: &Context, _: NodeId, _: &CStr, _: &[u8], _: u32) -> io::Result<()> {
+        read_only()
+    }
+
+    fn removexattr(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+}
+
+/// Bytes for a buffer of a size; their number, if the size is 0 and so asks for it.
+fn fitted(bytes: Vec<u8>, size: u32) -> io::Result<Result<Vec<u8>, u32>> {
+    let count = u32::try_from(bytes.len()).map_err(|_| io::Error::from(Errno::TOOBIG))?;
+    match size {
+        0 => Ok(Err(count)),
+        size if size < count => Err(Errno::RANGE.into()),
+        _ => Ok(Ok(bytes)),
+    }
+}
+
+impl fmt::Debug for CairnFs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CairnFs")
+            .field("services", &self.services)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,220 @@
+//! The threads that serve a mount. Each reads a request from the kernel and answers it; before one
+//! waits for the store it makes sure that another is there to go on. What is answered is not known
+//! here.
+
+use std::{
+    fmt, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Weak},
+    thread,
+    time::Duration,
+};
+
+use fuse_backend_rs::{
+    abi::fuse_abi::{InHeader, Opcode, OutHeader},
+    api::server::{MAX_BUFFER_SIZE, Server},
+    transport::{FuseBuf, FuseDevWriter, Reader, Writer},
+};
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use tokio::sync::watch;
+
+use crate::file_system::CairnFs;
+
+/// The most bytes of a file or listing that one request asks for.
+pub(crate) const PAYLOAD_BYTES: usize = MAX_BUFFER_SIZE as usize;
+
+/// Room for what surrounds the payload. The kernel wants it in requests as well, though nothing is
+/// ever written to the mount; pages that are not touched take no memory.
+const HEADER_BYTES: usize = 4096;
+
+/// A mount's threads.
+pub(crate) struct Crew {
+    device: OwnedFd,
+    server: Server<Arc<CairnFs>>,
+    /// How many threads wait for requests at most.
+    idle_max: usize,
+    /// How many threads there are at most.
+    threads_max: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+    ended: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    threads: usize,
+    /// How many of the threads wait for a request, or are about to.
+    idle: usize,
+    /// Whether the kernel has been told what the file system can do.
+    answering: bool,
+    /// Whether threads have been started and have all ended.
+    ended: bool,
+}
+
+impl Crew {
+    pub(crate) fn new(
+        device: OwnedFd,
+        fs: Arc<CairnFs>,
+        idle_max: usize,
+        threads_max: usize,
+    ) -> Arc<Self> {
+        let idle_max = idle_max.max(1);
+        let crew = Arc::new(Self {
+            device,
+            server: Server::new(fs.clone()),
+            idle_max,
+            threads_max: threads_max.max(idle_max),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            ended: watch::Sender::new(false),
+        });
+        let weak: Weak<Self> = Arc::downgrade(&crew);
+        fs.waiter.before_wait(move || {
+            if let Some(crew) = weak.upgrade() {
+                crew.keep_one_idle();
+            }
+        });
+        crew
+    }
+
+    /// Starts to serve.
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<()> {
+        for _ in 0..self.idle_max {
+            self.spawn(&mut self.state.lock())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        self.state.lock().threads
+    }
+
+    /// Whether the kernel's first request was answered.
+    pub(crate) fn answers_within(&self, limit: Duration) -> bool {
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |state| !state.answering && !state.ended, limit);
+        state.answering
+    }
+
+    /// Whether all threads have ended, which they do when the mount is gone.
+    pub(crate) fn ends_within(&self, limit: Duration) -> bool {
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |state| !state.ended, limit);
+        state.ended
+    }
+
+    /// Returns when all threads have ended.
+    pub(crate) async fn ended(&self) {
+        // An error would mean that the sender, which is ours, is gone.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Starts another thread if none waits for requests and there may be one more.
+    fn keep_one_idle(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.idle > 0 || state.threads >= self.threads_max {
+            return;
+        }
+        if let Err(error) = self.spawn(&mut state) {
+            tracing::warn!(%error, "no thread to go on serving; requests wait for each other");
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let crew = self.clone();
+        thread::Builder::new().name("cairn-fuse".to_owned()).spawn(move || crew.serve())?;
+        state.threads += 1;
+        state.idle += 1;
+        Ok(())
+    }
+
+    fn serve(self: Arc<Self>) {
+        let mut request = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
+        let mut reply = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
+        loop {
+            let length = match rustix::io::read(&self.device, &mut request[..]) {
+                Ok(length) => length,
+                // A request that was taken back before it was read.
+                Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
+                Err(Errno::NODEV) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the kernel's requests can't be read");
+                    break;
+                }
+            };
+            self.state.lock().idle -= 1;
+            if let Some(request) = request.get_mut(..length) {
+                self.answer(request, &mut reply);
+            }
+            let mut state = self.state.lock();
+            if state.idle >= self.idle_max {
+                state.threads -= 1;
+                return;
+            }
+            state.idle += 1;
+        }
+        let mut state = self.state.lock();
+        state.idle -= 1;
+        state.threads -= 1;
+        if state.threads == 0 {
+            state.ended = true;
+            self.ended.send_replace(true);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Answers one request. Whatever goes wrong, the program that waits for it is told.
+    fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
+        let Some((opcode, unique)) = header_of(request) else { return };
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
+            let writer = FuseDevWriter::<()>::new(self.device.as_raw_fd(), reply);
+            let (Ok(reader), Ok(writer)) = (reader, writer) else { return false };
+            let outcome = self.server.handle_message(reader, Writer::FuseDev(writer), None, None);
+            if let Err(error) = &outcome {
+                tracing::debug!(opcode, %error, "a request was not answered as it should be");
+            }
+            outcome.is_ok()
+        }));
+        if !matches!(handled, Ok(true)) {
+            // If it was answered after all, or wants no answer, the kernel knows of none and
+            // refuses this one.
+            self.refuse(unique);
+        }
+        if handled.is_err() {
+            tracing::error!(opcode, "a request of the mount failed by a panic");
+        }
+        if opcode == Opcode::Init as u32 {
+            self.state.lock().answering = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn refuse(&self, unique: u64) {
+        let length = size_of::<OutHeader>() as u32;
+        let error = -Errno::IO.raw_os_error();
+        let mut header = Vec::with_capacity(size_of::<OutHeader>());
+        header.extend_from_slice(&length.to_ne_bytes());
+        header.extend_from_slice(&error.to_ne_bytes());
+        header.extend_from_slice(&unique.to_ne_bytes());
+        if let Err(error) = rustix::io::write(&self.device, &header) {
+            tracing::debug!(%error, "the kernel takes no answer to the request");
+        }
+    }
+}
+
+/// A request's opcode and number.
+fn header_of(request: &[u8]) -> Option<(u32, u64)> {
+    let header = request.get(..size_of::<InHeader>())?;
+    let opcode = u32::from_ne_bytes(header.get(4..8)?.try_into().ok()?);
+    let unique = u64::from_ne_bytes(header.get(8..16)?.try_into().ok()?);
+    Some((opcode, unique))
+}
+
+impl fmt::Debug for Crew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crew").field("state", &self.state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,232 @@
+//! Which inode has which number, for as long as the kernel holds it. What an inode looks like to a
+//! program is in `attributes`; what a directory contains is not kept here.
+
+use std::{collections::HashMap, sync::Arc};
+
+use cairn_castore::{Digest, Name, Node, SymlinkTarget};
+use parking_lot::Mutex;
+
+use crate::attributes;
+
+/// The number by which the kernel knows an inode. Never used again for another.
+pub(crate) type NodeId = u64;
+
+/// The number of the root.
+pub(crate) const ROOT: NodeId = fuse_backend_rs::api::filesystem::ROOT_ID;
+
+/// Tables with room for fewer inodes than this are never shrunk.
+const SHRINK_MIN: usize = 1024;
+
+/// A thing that the kernel holds.
+///
+/// Files and symlinks are what they contain, so that equal ones share the kernel's page cache. A
+/// directory is a place: the kernel allows it one only, and would move an equal directory that
+/// shared its inode.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Inode {
+    /// The mount's root, which holds names and has no content of its own.
+    Root,
+    /// A directory at its place.
+    Directory(Box<Place>),
+    /// A regular file.
+    File { digest: Digest, size: u64, executable: bool },
+    /// A symlink.
+    Symlink { target: SymlinkTarget },
+}
+
+/// A directory at its place in the tree.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// The directory that it is in.
+    pub(crate) parent: NodeId,
+    /// The name that it has there.
+    pub(crate) name: Box<[u8]>,
+    /// Its content. Part of the place since a name in the root may come to mean another tree.
+    pub(crate) digest: Digest,
+    /// The inode number that programs see.
+    pub(crate) ino: u64,
+    /// That of the directory it is in.
+    pub(crate) parent_ino: u64,
+    /// The number of its entries.
+    pub(crate) entries: u64,
+    /// The number of directories among them.
+    pub(crate) subdirectories: u64,
+}
+
+impl Inode {
+    /// A file or symlink as an inode of its own memory: a node read from a directory may share
+    /// that of the whole directory. `None` for a directory, which needs a place.
+    pub(crate) fn of_content(node: &Node) -> Option<Self> {
+        match node {
+            Node::Directory { .. } => None,
+            Node::File { digest, size, executable } => {
+                Some(Self::File { digest: *digest, size: *size, executable: *executable })
+            }
+            Node::Symlink { target } => {
+                let bytes = bytes::Bytes::copy_from_slice(target.as_ref());
+                let target = SymlinkTarget::try_from(bytes).expect("a copy of a valid target");
+                Some(Self::Symlink { target })
+            }
+        }
+    }
+
+    /// A directory that is called `name` in the directory `parent`.
+    pub(crate) fn directory(
+        parent: (NodeId, u64),
+        name: &Name,
+        digest: Digest,
+        entries: u64,
+        subdirectories: u64,
+    ) -> Self {
+        let (parent, parent_ino) = parent;
+        Self::Directory(Box::new(Place {
+            parent,
+            name: name.as_ref().into(),
+            digest,
+            ino: attributes::directory_ino(parent_ino, name.as_ref()),
+            parent_ino,
+            entries,
+            subdirectories,
+        }))
+    }
+}
+
+/// The inodes that the kernel holds, each with the number of times that it was told of it.
+#[derive(Debug)]
+pub(crate) struct Inodes {
+    root: Arc<Inode>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    by_id: HashMap<NodeId, Held>,
+    by_inode: HashMap<Arc<Inode>, NodeId>,
+    next: NodeId,
+}
+
+#[derive(Debug)]
+struct Held {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+impl Inodes {
+    pub(crate) fn new() -> Self {
+        let table = Table { by_id: HashMap::new(), by_inode: HashMap::new(), next: ROOT + 1 };
+        Self { root: Arc::new(Inode::Root), table: Mutex::new(table) }
+    }
+
+    /// The inode of a number. `None` if the kernel has forgotten it.
+    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
+        if id == ROOT {
+            return Some(self.root.clone());
+        }
+        self.table.lock().by_id.get(&id).map(|held| held.inode.clone())
+    }
+
+    /// The number of an inode, of which the kernel is told once more.
+    pub(crate) fn remember(&self, inode: Inode) -> NodeId {
+        let table = &mut *self.table.lock();
+        if let Some(&id) = table.by_inode.get(&inode) {
+            let held = table.by_id.get_mut(&id).expect("both maps hold the same inodes");
+            held.lookups = held.lookups.saturating_add(1);
+            return id;
+        }
+        let id = table.next;
+        table.next += 1;
+        let inode = Arc::new(inode);
+        table.by_inode.insert(inode.clone(), id);
+        table.by_id.insert(id, Held { inode, lookups: 1 });
+        id
+    }
+
+    /// The kernel forgets some of the times that it was told of inodes.
+    pub(crate) fn forget(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
+        let table = &mut *self.table.lock();
+        for (id, count) in forgotten {
+            let Some(held) = table.by_id.get_mut(&id) else { continue };
+            held.lookups = held.lookups.saturating_sub(count);
+            if held.lookups == 0 {
+                table.by_inode.remove(&held.inode);
+                table.by_id.remove(&id);
+            }
+        }
+        if table.by_id.len() < table.by_id.capacity() / 4 {
+            let room = (table.by_id.len() * 2).max(SHRINK_MIN);
+            table.by_id.shrink_to(room);
+            table.by_inode.shrink_to(room);
+        }
+    }
+
+    /// How many inodes the kernel holds, the root included.
+    pub(crate) fn len(&self) -> usize {
+        self.table.lock().by_id.len() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str, executable: bool) -> Inode {
+        Inode::File { digest: Digest::of(text.as_bytes()), size: text.len() as u64, executable }
+    }
+
+    fn directory(parent: NodeId, name: &str) -> Inode {
+        let name = Name::try_from(name).unwrap();
+        Inode::directory((parent, parent), &name, Digest::EMPTY, 0, 0)
+    }
+
+    #[test]
+    fn files_are_their_content_and_mode() {
+        let inodes = Inodes::new();
+        let plain = inodes.remember(file("a", false));
+        assert_eq!(inodes.remember(file("a", false)), plain);
+        assert_ne!(inodes.remember(file("a", true)), plain);
+        assert_ne!(inodes.remember(file("b", false)), plain);
+        assert_eq!(inodes.len(), 4);
+    }
+
+    #[test]
+    fn directories_are_places() {
+        let inodes = Inodes::new();
+        let place = inodes.remember(directory(7, "x"));
+        assert_eq!(inodes.remember(directory(7, "x")), place);
+        assert_ne!(inodes.remember(directory(8, "x")), place);
+        assert_ne!(inodes.remember(directory(7, "y")), place);
+    }
+
+    #[test]
+    fn an_inode_stays_until_all_is_forgotten_and_its_number_never_returns() {
+        let inodes = Inodes::new();
+        let first = inodes.remember(file("a", false));
+        inodes.remember(file("a", false));
+        inodes.forget([(first, 1)]);
+        assert!(inodes.get(first).is_some());
+        inodes.forget([(first, 1)]);
+        assert!(inodes.get(first).is_none());
+        assert_eq!(inodes.len(), 1);
+        assert_ne!(inodes.remember(file("a", false)), first);
+    }
+
+    #[test]
+    fn forgetting_too_much_or_the_unknown_does_no_harm() {
+        let inodes = Inodes::new();
+        let id = inodes.remember(file("a", false));
+        inodes.forget([(ROOT, 5), (id, u64::MAX), (id, 1), (999, 1)]);
+        assert_eq!(inodes.len(), 1);
+        assert!(inodes.get(ROOT).is_some());
+    }
+
+    #[test]
+    fn memory_goes_back_when_the_kernel_forgets() {
+        let inodes = Inodes::new();
+        let ids: Vec<_> =
+            (0..50_000).map(|i| (inodes.remember(file(&i.to_string(), false)), 1)).collect();
+        inodes.forget(ids);
+        let table = inodes.table.lock();
+        assert!(table.by_id.capacity() <= 2 * SHRINK_MIN);
+        assert!(table.by_inode.capacity() <= 2 * SHRINK_MIN);
+    }
+}

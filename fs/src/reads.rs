@@ -1,0 +1,154 @@
+//! The bytes of files: from the service at once where it has them at hand, else in windows that
+//! are fetched once for all who wait, read ahead of a sequential reader, and kept for a while.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use cairn_castore::{BlobService, ByteRange, Digest, blob_service::BlobServiceExt as _};
+use parking_lot::Mutex;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
+use tokio::task::JoinSet;
+
+use crate::{errno::FsError, wait::Waiter};
+
+/// What is asked of a slow service at a time, in bytes, at offsets that are multiples of it.
+const WINDOW_BYTES: u64 = 1024 * 1024;
+
+/// The memory that windows may take, in bytes.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How many parts the cache has, each with its lock.
+const CACHE_SHARDS: usize = 2;
+
+/// How many windows are read ahead at the same time.
+const READ_AHEAD_MAX: usize = 8;
+
+/// A window of a blob: its number, counted from 0.
+type Window = (Digest, u64);
+
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<Window, Bytes> for ByLength {
+    fn weight(&self, _: &Window, bytes: &Bytes) -> u64 {
+        bytes.len() as u64
+    }
+}
+
+/// A blob service with a memory of what was slow to get.
+pub(crate) struct Reads {
+    blobs: Arc<dyn BlobService>,
+    windows: Arc<Cache<Window, Bytes, ByLength>>,
+    ahead: Mutex<JoinSet<()>>,
+}
+
+impl Reads {
+    pub(crate) fn new(blobs: Arc<dyn BlobService>) -> Self {
+        let options = OptionsBuilder::new()
+            .shards(CACHE_SHARDS)
+            .weight_capacity(CACHE_BYTES)
+            .estimated_items_capacity(1024)
+            .build()
+            .expect("all that is needed is given");
+        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        let windows = Arc::new(Cache::with_options(options, ByLength, hasher, lifecycle));
+        Self { blobs, windows, ahead: Mutex::new(JoinSet::new()) }
+    }
+
+    /// Bytes of a blob from `range.offset`, which is before its end: at least one and at most
+    /// `range.length`. `size` is what the blob's directory entry says.
+    pub(crate) fn piece(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: ByteRange,
+        waiter: &Waiter,
+    ) -> Result<Bytes, FsError> {
+        let mut piece = match self.blobs.read_local(digest, range) {
+            Some(piece) => piece?,
+            None => self.in_window(digest, size, range, waiter)?,
+        };
+        if piece.is_empty() {
+            return Err(FsError::ShortBlob { digest: *digest, end: range.offset, size });
+        }
+        piece.truncate(usize::try_from(range.length).unwrap_or(usize::MAX));
+        Ok(piece)
+    }
+
+    fn in_window(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: ByteRange,
+        waiter: &Waiter,
+    ) -> Result<Bytes, FsError> {
+        let index = range.offset / WINDOW_BYTES;
+        let sequential = match index.checked_sub(1) {
+            Some(previous) => self.windows.contains_key(&(*digest, previous)),
+            None => range.offset > 0,
+        };
+        if sequential {
+            self.read_ahead(digest, size, index + 1, waiter);
+        }
+        let window = match self.windows.get(&(*digest, index)) {
+            Some(window) => window,
+            None => waiter.wait(fetch(&*self.blobs, &self.windows, digest, size, index))?,
+        };
+        let start = usize::try_from(range.offset % WINDOW_BYTES).expect("less than a window");
+        Ok(window.slice(start.min(window.len())..))
+    }
+
+    /// Fetches a window in the background, if the blob has it and not too many are under way.
+    fn read_ahead(&self, digest: &Digest, size: u64, index: u64, waiter: &Waiter) {
+        let there = index.checked_mul(WINDOW_BYTES).is_some_and(|start| start < size);
+        if !there || self.windows.contains_key(&(*digest, index)) {
+            return;
+        }
+        let mut ahead = self.ahead.lock();
+        while ahead.try_join_next().is_some() {}
+        if ahead.len() >= READ_AHEAD_MAX {
+            return;
+        }
+        let (blobs, windows, digest) = (self.blobs.clone(), self.windows.clone(), *digest);
+        let deadline = waiter.deadline();
+        let task = async move {
+            let fetched = fetch(&*blobs, &windows, &digest, size, index);
+            // Whoever needs the window asks again, and reports what is wrong then.
+            if let Ok(Err(error)) = tokio::time::timeout(deadline, fetched).await {
+                tracing::debug!(%digest, index, %error, "reading ahead failed");
+            }
+        };
+        ahead.spawn_on(task, waiter.runtime());
+    }
+}
+
+/// A window, asked of the service once for all who wait for it.
+async fn fetch(
+    blobs: &dyn BlobService,
+    windows: &Cache<Window, Bytes, ByLength>,
+    digest: &Digest,
+    size: u64,
+    index: u64,
+) -> Result<Bytes, FsError> {
+    let fetched = async {
+        let range = ByteRange { offset: index * WINDOW_BYTES, length: WINDOW_BYTES };
+        let expected = range.within(size);
+        let bytes = blobs.read_to_bytes(digest, range).await?;
+        if (bytes.len() as u64) < expected.end - expected.start {
+            let end = expected.start + bytes.len() as u64;
+            return Err(FsError::ShortBlob { digest: *digest, end, size });
+        }
+        // A copy, since the bytes may be a part of a larger message that would stay as well.
+        Ok(Bytes::copy_from_slice(&bytes))
+    };
+    windows.get_or_insert_async(&(*digest, index), fetched).await
+}
+
+impl fmt::Debug for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reads").field("blobs", &self.blobs).finish_non_exhaustive()
+    }
+}
