@@ -22,6 +22,34 @@ fn killed_imports_lose_nothing_acknowledged() {
 }
 
 #[test]
+fn a_killed_daemon_loses_nothing_that_it_acknowledged() {
+    let mut acknowledged = 0;
+    for round in 0..6 {
+        let scene = Scene::new();
+        let daemon = scene.serve_tcp();
+        let client = daemon.client();
+        let trees: Vec<_> = (0..4)
+            .map(|index| trees::small(scene.folder(), &format!("tree-{round}-{index}")))
+            .collect();
+        let words = ["import".as_ref()].into_iter().chain(trees.iter().map(|tree| tree.as_os_str()));
+        let mut import = client.start(words);
+        // Killed right behind the first lines, while what follows is under way.
+        let mut paths: Vec<_> = (0..round % 4).filter_map(|_| import.next_line()).collect();
+        daemon.kill();
+        paths.extend(import.finish().lines());
+        let listed = scene.cairn().list();
+        for (tree, path) in trees.iter().zip(&paths) {
+            assert!(listed.contains(path), "{path} is lost");
+            let export = scene.path(trees::base_name(path));
+            scene.cairn().export(path, &export).succeeded();
+            assert_same(tree, &export, Face::Plain);
+        }
+        acknowledged += paths.len();
+    }
+    assert!(acknowledged > 0);
+}
+
+#[test]
 fn a_killed_mount_leaves_a_whole_store() {
     let scene = Scene::new();
     let source = trees::small(scene.folder(), "source");

@@ -2,14 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io::Read as _,
+    io::{ErrorKind, Read as _},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
+    process::Command,
 };
 
 use cairn_tests::{
     cairn::{Mount, Scene},
     compare::{Face, assert_same},
-    process::eventually,
+    process::{eventually, run},
     trees,
 };
 use rustix::process::Signal;
@@ -106,9 +108,24 @@ fn a_mount_can_be_told_not_to_list_its_root() {
     let tree = trees::small(scene.folder(), "source");
     let path = scene.cairn().import(&tree);
     let mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--no-list-root"]);
-    match fs::read_dir(mount.mountpoint()) {
-        Ok(entries) => assert_eq!(entries.count(), 0),
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied),
-    }
+    let listed = fs::read_dir(mount.mountpoint()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    assert_eq!(listed.unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert_same(&tree, &mount.at(&path), Face::Mount);
+}
+
+#[test]
+fn a_mount_is_for_others_only_if_told() {
+    let scene = Scene::new();
+    let tree = trees::vector(scene.folder());
+    fs::set_permissions(scene.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    let cairn = scene.cairn();
+    let path = cairn.import(&tree);
+    // A user that is neither root nor the one who mounts.
+    let read = |mount: &Mount| {
+        run(Command::new("cat").arg(mount.at(&path).join("d/f")).uid(65534).gid(65534))
+    };
+    let mine = scene.mount(&cairn, "mine");
+    assert!(!read(&mine).status.success());
+    let everyones = cairn.mount_with(&scene.new_folder("everyones"), ["--allow-other"]);
+    assert_eq!(read(&everyones).succeeded().text(), "hi\n");
 }
