@@ -40,11 +40,11 @@ fn build() -> PathBuf {
         cargo.arg("--release");
     }
     let messages = Running::start(&mut cargo).finish_within(LONG_PATIENCE).succeeded();
-    let executables = messages.text().lines().filter_map(|line| {
+    let mut executables = messages.text().lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    executables.last().expect("the package has a binary")
+    executables.next_back().expect("the package has a binary")
 }
 
 /// A folder of one test, with a store and room for trees and mountpoints. Removed when dropped.

@@ -197,7 +197,15 @@ fn completions_and_help_are_there_for_every_command() {
         assert!(script.text().contains("path-info"), "{shell}");
     }
     let commands = [
-        "import", "mount", "daemon", "export", "ls", "cat", "stat", "path-info", "list",
+        "import",
+        "mount",
+        "daemon",
+        "export",
+        "ls",
+        "cat",
+        "stat",
+        "path-info",
+        "list",
         "completions",
     ];
     let help = cairn.run(["--help"]).succeeded();

@@ -26,7 +26,7 @@ fn a_full_disk_is_an_error_and_no_loss() {
     }
     for _ in 0..2 {
         cairn.run(["import".as_ref(), large.as_os_str()]).failed(1, &["no room left"]);
-        assert_eq!(cairn.list(), [path.clone()]);
+        assert_eq!(cairn.list(), std::slice::from_ref(&path));
         cairn.export(&path, &scene.path("exported")).succeeded();
         assert_same(&kept, &scene.path("exported"), Face::Plain);
         fs::remove_dir_all(scene.path("exported")).unwrap();

@@ -31,7 +31,8 @@ fn a_killed_daemon_loses_nothing_that_it_acknowledged() {
         let trees: Vec<_> = (0..4)
             .map(|index| trees::small(scene.folder(), &format!("tree-{round}-{index}")))
             .collect();
-        let words = ["import".as_ref()].into_iter().chain(trees.iter().map(|tree| tree.as_os_str()));
+        let words =
+            ["import".as_ref()].into_iter().chain(trees.iter().map(|tree| tree.as_os_str()));
         let mut import = client.start(words);
         // Killed right behind the first lines, while what follows is under way.
         let mut paths: Vec<_> = (0..round % 4).filter_map(|_| import.next_line()).collect();

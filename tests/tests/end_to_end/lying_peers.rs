@@ -113,9 +113,9 @@ fn a_mount_shows_no_wrong_name() {
     let scene = Scene::new();
     let peer = Peer::start(Lie::ChangedDirectory);
     let mount = scene.mount(&Cairn::new(peer.url()), "mnt");
-    let error = fs::read_dir(mount.at(trees::VECTOR_STORE_PATH))
-        .and_then(|entries| entries.map(|entry| entry.map(drop)).collect::<std::io::Result<()>>());
-    assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EIO));
+    let listed = fs::read_dir(mount.at(trees::VECTOR_STORE_PATH))
+        .and_then(|mut entries| entries.try_for_each(|entry| entry.map(drop)));
+    assert_eq!(listed.unwrap_err().raw_os_error(), Some(libc::EIO));
 }
 
 #[test]

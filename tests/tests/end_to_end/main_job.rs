@@ -19,7 +19,7 @@ fn the_specified_tree_has_its_store_path_and_comes_back() {
     assert_eq!(path, trees::VECTOR_STORE_PATH);
     // Again: nothing new, the same answer.
     assert_eq!(cairn.import(&tree), path);
-    assert_eq!(cairn.list(), [path.clone()]);
+    assert_eq!(cairn.list(), std::slice::from_ref(&path));
     let mount = scene.mount(&cairn, "mnt");
     assert_same(&tree, &mount.at(&path), Face::Mount);
 }

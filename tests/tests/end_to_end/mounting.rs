@@ -108,7 +108,8 @@ fn a_mount_can_be_told_not_to_list_its_root() {
     let tree = trees::small(scene.folder(), "source");
     let path = scene.cairn().import(&tree);
     let mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--no-list-root"]);
-    let listed = fs::read_dir(mount.mountpoint()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    let listed =
+        fs::read_dir(mount.mountpoint()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     assert_eq!(listed.unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert_same(&tree, &mount.at(&path), Face::Mount);
 }

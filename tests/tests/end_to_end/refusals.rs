@@ -49,7 +49,7 @@ impl Kept {
 
     #[track_caller]
     fn is_as_it_was(&self) {
-        assert_eq!(self.cairn().list(), [self.path.clone()]);
+        assert_eq!(self.cairn().list(), std::slice::from_ref(&self.path));
         let exported = self.scene.path("exported");
         self.cairn().export(&self.path, &exported).succeeded();
         assert_same(&self.scene.path("kept"), &exported, Face::Plain);
@@ -94,13 +94,13 @@ fn what_may_not_be_read_is_refused() {
     let tree = scene.new_folder("bad");
     let secret = tree.join("secret");
     fs::write(&secret, "secret").unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     let import = || cairn.run([Path::new("import"), &tree]);
     import().failed(1, &[secret.to_str().unwrap()]);
 
     fs::remove_file(&secret).unwrap();
     fs::create_dir(&secret).unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     import().failed(1, &[secret.to_str().unwrap()]);
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).unwrap();
 
