@@ -193,3 +193,25 @@ fn names_of_any_bytes_are_found_by_name() {
     let error = fs::symlink_metadata(long).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
 }
+
+#[test]
+fn each_name_of_a_large_directory_is_found() {
+    const ENTRIES: u32 = 20_000;
+    let scene = Scene::new();
+    let tree = scene.new_folder("large");
+    for index in 0..ENTRIES {
+        fs::write(tree.join(format!("entry-{index}")), index.to_string()).unwrap();
+    }
+    let path = scene.cairn().import(&tree);
+    // Names are looked up without a listing, so each is a lookup of its own.
+    let mount = scene.mount(&scene.cairn(), "mnt");
+    for index in (0..ENTRIES).step_by(37) {
+        let place = mount.at(&path).join(format!("entry-{index}"));
+        assert_eq!(fs::read_to_string(place).unwrap(), index.to_string());
+        let missing = mount.at(&path).join(format!("entry-{index}-not"));
+        assert!(!missing.exists());
+    }
+    let listed = fs::read_dir(mount.at(&path)).unwrap();
+    let names: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), ENTRIES as usize);
+}
