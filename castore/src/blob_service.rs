@@ -1,7 +1,11 @@
 //! The service that keeps files' contents: its contract, its errors, and the conveniences that
 //! every implementation gets. The implementations are in the modules below.
 
+pub mod grpc;
+pub mod grpc_server;
 pub mod memory;
+mod proof;
+mod status;
 
 use std::{fmt, fs::File, io};
 

@@ -1,7 +1,10 @@
 //! The service that keeps directories: its contract and its errors. The implementations are in
 //! the modules below; what makes a closure whole is in `closure`.
 
+pub mod grpc;
+pub mod grpc_server;
 pub mod memory;
+mod status;
 
 use std::fmt;
 

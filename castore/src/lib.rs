@@ -1,6 +1,7 @@
 //! Content: blobs and directories by their BLAKE3 digests, the two services that keep them, the
 //! backends of those services, and how trees get in and out. Nothing here knows of Nix.
 
+pub mod address;
 pub mod blob_service;
 pub mod chunking;
 pub mod closure;
@@ -9,12 +10,15 @@ pub mod conformance;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
+pub mod grpc;
+pub mod grpc_server;
 pub mod import;
 pub mod name;
 pub mod node;
 pub mod outboard;
 pub mod roots;
 
+pub use address::Address;
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};
 pub use digest::Digest;
 pub use directory::Directory;

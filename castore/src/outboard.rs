@@ -3,6 +3,8 @@
 //! and then each group alone is checked against its own. The list has 32 bytes a group, an eight
 //! thousandth of the blob.
 
+pub mod verify;
+
 use blake3::hazmat::{
     ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root,
 };

@@ -1,0 +1,336 @@
+//! Where a store is: the URLs of `--store` and its kin, parsed and printed. Nothing is opened
+//! here, and whether something is there is not asked.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use url::Url;
+
+/// The address of a store, or of one of its services.
+///
+/// | written | store |
+/// |---|---|
+/// | `memory:` | in the memory of the process, empty at first |
+/// | `sled:/path`, `sled:///path` | local, in a folder |
+/// | `objectstore+file:///path`, `+s3://bucket/prefix`, `+gs://`, `+az://`, `+http(s)://`, `+memory:/` | objects; query pairs are options |
+/// | `grpc+http://host:port`, `grpc+https://host`, `grpc+unix:/path` | another process |
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// In the memory of the process.
+    Memory,
+    /// The local store in the folder with this absolute path.
+    Local(PathBuf),
+    /// Objects.
+    ObjectStore(ObjectAddress),
+    /// Another process.
+    Grpc(GrpcAddress),
+}
+
+/// A URL that [`object_store`] knows, without the `objectstore+` before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectAddress(Url);
+
+/// Where a gRPC server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrpcAddress {
+    /// On TCP, `http` in the clear or `https` with the system's trusted roots. The URL has no
+    /// path.
+    Tcp(Url),
+    /// On the unix socket with this absolute path.
+    Unix(PathBuf),
+}
+
+/// A text that is no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAddress {
+    /// It does not start with a scheme.
+    #[error("{address:?} is no store address: it has no scheme; {suggestion}")]
+    NoScheme {
+        /// What was given.
+        address: String,
+        /// What to write instead.
+        suggestion: String,
+    },
+    /// Its scheme is not one of a store.
+    #[error("{address:?} is no store address: there is no scheme {scheme:?}; {suggestion}")]
+    UnknownScheme {
+        /// What was given.
+        address: String,
+        /// Its scheme.
+        scheme: String,
+        /// What to write instead.
+        suggestion: String,
+    },
+    /// Its scheme is a known one, but not supported.
+    #[error("{address:?}: {scheme}: addresses are not supported yet")]
+    Unsupported {
+        /// What was given.
+        address: String,
+        /// Its scheme.
+        scheme: String,
+    },
+    /// What follows the scheme is wrong.
+    #[error("{address:?} is no store address: {reason}")]
+    Malformed {
+        /// What was given.
+        address: String,
+        /// What is wrong, and what to write instead.
+        reason: String,
+    },
+}
+
+const SCHEMES: &str = "use memory:, sled:/path, objectstore+file:///path, objectstore+s3://bucket, \
+    grpc+http://host:port, grpc+https://host or grpc+unix:/path";
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let Some((scheme, rest)) = split_scheme(text) else {
+            let suggestion = match text.starts_with(['/', '.']) {
+                true => format!("for the local store in a folder, write sled:{text}"),
+                false => SCHEMES.to_owned(),
+            };
+            return Err(InvalidAddress::NoScheme { address: text.to_owned(), suggestion });
+        };
+        let scheme = scheme.to_ascii_lowercase();
+        match scheme.as_str() {
+            "memory" if matches!(rest, "" | "/" | "//") => Ok(Self::Memory),
+            "memory" => Err(malformed(text, "memory: stands alone")),
+            "sled" => Ok(Self::Local(absolute_path(text, "sled", rest)?)),
+            "grpc+unix" => {
+                Ok(Self::Grpc(GrpcAddress::Unix(absolute_path(text, "grpc+unix", rest)?)))
+            }
+            "grpc+http" | "grpc+https" => tcp(text).map(|url| Self::Grpc(GrpcAddress::Tcp(url))),
+            "nix+http" | "nix+https" | "cache" => {
+                Err(InvalidAddress::Unsupported { address: text.to_owned(), scheme })
+            }
+            _ => match scheme.strip_prefix("objectstore+") {
+                Some(inner) => objects(text, inner).map(Self::ObjectStore),
+                None => Err(unknown_scheme(text, &scheme, rest)),
+            },
+        }
+    }
+}
+
+/// The scheme, by the syntax of RFC 3986, and what follows its colon.
+fn split_scheme(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = text.split_once(':')?;
+    let valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    valid.then_some((scheme, rest))
+}
+
+fn malformed(address: &str, reason: impl Into<String>) -> InvalidAddress {
+    InvalidAddress::Malformed { address: address.to_owned(), reason: reason.into() }
+}
+
+fn unknown_scheme(text: &str, scheme: &str, rest: &str) -> InvalidAddress {
+    let suggestion = match scheme {
+        "file" | "s3" | "s3a" | "gs" | "az" => format!("did you mean objectstore+{scheme}:{rest}?"),
+        "http" | "https" => {
+            format!("did you mean grpc+{scheme}:{rest} or objectstore+{scheme}:{rest}?")
+        }
+        "grpc" => format!("did you mean grpc+http:{rest}?"),
+        "grpcs" => format!("did you mean grpc+https:{rest}?"),
+        "unix" => format!("did you mean grpc+unix:{rest}?"),
+        "redb" | "local" => format!("did you mean sled:{rest}?"),
+        _ => SCHEMES.to_owned(),
+    };
+    InvalidAddress::UnknownScheme {
+        address: text.to_owned(),
+        scheme: scheme.to_owned(),
+        suggestion,
+    }
+}
+
+/// The path in `/path` or `///path`. It is taken as it stands: nothing in it is an escape.
+fn absolute_path(text: &str, scheme: &str, rest: &str) -> Result<PathBuf, InvalidAddress> {
+    let path = match rest.strip_prefix("//") {
+        Some(path) if path.starts_with('/') => path,
+        Some(host) => {
+            let reason = format!("a path has no host before it; write {scheme}:/{host}");
+            return Err(malformed(text, reason));
+        }
+        None => rest,
+    };
+    if !Path::new(path).is_absolute() {
+        let reason = format!("the path is not absolute; write {scheme}:/path");
+        return Err(malformed(text, reason));
+    }
+    if path.contains('\0') {
+        return Err(malformed(text, "a path holds no zero byte"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn tcp(text: &str) -> Result<Url, InvalidAddress> {
+    let url = Url::parse(&text["grpc+".len()..])
+        .map_err(|error| malformed(text, format!("{error}; write grpc+http://host:port")))?;
+    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if !bare {
+        return Err(malformed(text, "nothing may follow the host and the port"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(malformed(text, "no user can be given"));
+    }
+    Ok(url)
+}
+
+fn objects(text: &str, inner: &str) -> Result<ObjectAddress, InvalidAddress> {
+    if !matches!(inner, "file" | "memory" | "s3" | "s3a" | "gs" | "az" | "http" | "https") {
+        let scheme = format!("objectstore+{inner}");
+        return Err(unknown_scheme(text, &scheme, ""));
+    }
+    let url = Url::parse(&text["objectstore+".len()..])
+        .map_err(|error| malformed(text, error.to_string()))?;
+    let host = url.host_str().is_some_and(|host| !host.is_empty());
+    match inner {
+        "file" | "memory" if host => {
+            let path = url.path();
+            let reason =
+                format!("a path has no host before it; write objectstore+{inner}://{path}");
+            Err(malformed(text, reason))
+        }
+        "file" if url.path() == "/" => {
+            Err(malformed(text, "a path is missing; write objectstore+file:///path"))
+        }
+        "file" if url.to_file_path().is_err() => {
+            Err(malformed(text, "the path is not one of this system"))
+        }
+        "file" | "memory" => Ok(ObjectAddress(url)),
+        _ if !host => {
+            Err(malformed(text, format!("a bucket is missing; write objectstore+{inner}://bucket")))
+        }
+        _ => Ok(ObjectAddress(url)),
+    }
+}
+
+impl ObjectAddress {
+    /// The URL as `object_store` knows it. Its query pairs are options.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory:"),
+            Self::Local(path) => write!(f, "sled:{}", path.display()),
+            Self::ObjectStore(objects) => objects.fmt(f),
+            Self::Grpc(grpc) => grpc.fmt(f),
+        }
+    }
+}
+
+/// Without the options: they may hold secrets.
+impl fmt::Display for ObjectAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut url = self.0.clone();
+        url.set_query(None);
+        if url.password().is_some() {
+            // A URL with a password has a host, so this can't fail.
+            let _ = url.set_password(Some("-"));
+        }
+        write!(f, "objectstore+{url}")
+    }
+}
+
+impl fmt::Display for GrpcAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(url) => write!(f, "grpc+{}", url.as_str().trim_end_matches('/')),
+            Self::Unix(path) => write!(f, "grpc+unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn addresses_print_as_they_are_written() {
+        for (text, printed) in [
+            ("memory:", "memory:"),
+            ("memory://", "memory:"),
+            ("sled:/var/lib/cairn", "sled:/var/lib/cairn"),
+            ("sled:///var/lib/my cairn", "sled:/var/lib/my cairn"),
+            ("SLED:/a%20b?c", "sled:/a%20b?c"),
+            ("grpc+http://localhost:8000", "grpc+http://localhost:8000"),
+            ("grpc+http://[::1]:8000/", "grpc+http://[::1]:8000"),
+            ("grpc+https://store.example", "grpc+https://store.example"),
+            ("grpc+unix:/run/cairn.sock", "grpc+unix:/run/cairn.sock"),
+            ("grpc+unix:///run/cairn.sock", "grpc+unix:/run/cairn.sock"),
+            ("objectstore+file:/tmp/store", "objectstore+file:///tmp/store"),
+            ("objectstore+file:///tmp/store", "objectstore+file:///tmp/store"),
+            ("objectstore+memory:/", "objectstore+memory:/"),
+            (
+                "objectstore+s3://bucket/prefix?aws_secret_access_key=secret",
+                "objectstore+s3://bucket/prefix",
+            ),
+            ("objectstore+https://host/store", "objectstore+https://host/store"),
+        ] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), printed);
+            assert_eq!(printed.parse::<Address>().unwrap().to_string(), printed);
+        }
+        let paths = [("sled:/a/b", "/a/b"), ("sled:///a/b", "/a/b")];
+        for (text, path) in paths {
+            assert_eq!(text.parse(), Ok(Address::Local(PathBuf::from(path))));
+        }
+        let options = "objectstore+s3://bucket?aws_region=here".parse().unwrap();
+        let Address::ObjectStore(objects) = options else { panic!("objects expected") };
+        assert_eq!(objects.url().as_str(), "s3://bucket?aws_region=here");
+    }
+
+    #[test]
+    fn what_is_no_address_says_what_would_be() {
+        for (text, expected) in [
+            ("", "use memory:"),
+            ("/var/lib/cairn", "write sled:/var/lib/cairn"),
+            ("store", "use memory:"),
+            ("sled:store", "write sled:/path"),
+            ("sled://store", "write sled:/store"),
+            ("sled:", "write sled:/path"),
+            ("redb:/path", "did you mean sled:/path?"),
+            ("grpc://host:1", "did you mean grpc+http://host:1?"),
+            ("http://host:1", "did you mean grpc+http://host:1 or"),
+            ("unix:/path", "did you mean grpc+unix:/path?"),
+            ("grpc+unix:path", "write grpc+unix:/path"),
+            ("grpc+http://host:99999", "write grpc+http://host:port"),
+            ("grpc+http://host:1/path", "nothing may follow"),
+            ("grpc+http://host:1?a=b", "nothing may follow"),
+            ("grpc+http://me@host:1", "no user"),
+            ("grpc+ftp://host", "there is no scheme \"grpc+ftp\""),
+            ("s3://bucket", "did you mean objectstore+s3://bucket?"),
+            ("objectstore+s3:", "a bucket is missing"),
+            ("objectstore+file://host/path", "write objectstore+file:///path"),
+            ("objectstore+file:", "a path is missing"),
+            ("objectstore+ftp://host", "there is no scheme \"objectstore+ftp\""),
+            ("memory:/x", "memory: stands alone"),
+            ("nix+https://cache.example", "nix+https: addresses are not supported yet"),
+            ("cache:?near=memory:&far=memory:", "cache: addresses are not supported yet"),
+        ] {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_and_what_is_printed_is_read(text in "[a-z+]{0,16}:?/{0,3}.{0,12}") {
+            if let Ok(address) = text.parse::<Address>() {
+                let printed = address.to_string();
+                let again: Address = printed.parse().unwrap();
+                prop_assert_eq!(again.to_string(), printed);
+            }
+        }
+    }
+}

@@ -1,0 +1,681 @@
+//! Blobs of another process, over gRPC. A peer is never believed: what it sends is verified
+//! before it is handed on. Whether it is cairn or speaks the wire of Snix alone is found out at the
+//! first call.
+
+use std::{
+    fmt,
+    fs::File,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_stream::try_stream;
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_proto::{
+    cairn::v1::{self as cairn, blob_service_client::BlobServiceClient as CairnClient},
+    snix::castore::v1::{self as snix, blob_service_client::BlobServiceClient as SnixClient},
+};
+use futures::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
+
+use super::{
+    HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_count, check_small,
+    proof::{Proof, ProofCache, Prover},
+    status::from_status,
+};
+use crate::{
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
+    blob_service::{BlobSource, BlobStream},
+    chunking::CHUNK_MIN,
+    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, RETRIES, SendError, back_off},
+    outboard::{
+        Outboard, OutboardHasher,
+        verify::{covering, verified},
+    },
+};
+
+/// The bytes in a message of blobs to be stored, at most but for a last one.
+const PUT_MANY_MESSAGE: usize = PIECE_LEN - SMALL_BLOB_MAX;
+
+/// A peer's blobs. Clones share the connection and what is known of the blobs.
+#[derive(Clone)]
+pub struct GrpcBlobService {
+    peer: GrpcPeer,
+    /// The peer has nothing of `cairn.v1`.
+    plain: Arc<AtomicBool>,
+    proofs: Arc<ProofCache>,
+}
+
+/// What a peer says of a blob.
+struct Description {
+    chunks: Vec<ChunkMeta>,
+    /// The blob's size and encoded proof, from a peer that tells them.
+    sized: Option<(u64, Bytes)>,
+}
+
+impl GrpcBlobService {
+    /// The blobs of this peer. Nothing is sent yet.
+    pub fn new(peer: GrpcPeer) -> Self {
+        Self { peer, plain: Arc::default(), proofs: Arc::default() }
+    }
+
+    fn snix(&self) -> SnixClient<Channel> {
+        SnixClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    fn cairn(&self) -> CairnClient<Channel> {
+        CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// What `cairn.v1` answers; `None` if the peer does not have it, which is remembered.
+    async fn extended<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Option<T>, Status> {
+        if self.plain.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match answer.await {
+            Err(status) if status.code() == Code::Unimplemented => {
+                self.plain.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
+
+    fn error(&self, status: Status, asked: Option<&Digest>, what: &'static str) -> BlobError {
+        from_status(status, self.peer.url(), asked, what)
+    }
+
+    fn corrupt(&self, digest: &Digest, reason: &str) -> BlobError {
+        BlobError::Corrupt { digest: *digest, reason: format!("{}: {reason}", self.peer) }
+    }
+
+    /// Asks the peer about a blob. Nothing of the answer is verified but that it is one.
+    async fn ask(&self, digest: &Digest) -> Result<Option<Description>, BlobError> {
+        let what = "tell a blob's size and chunks";
+        let request = cairn::StatRequest { digest: (*digest).into() };
+        let answer = self.extended(self.peer.call(|| {
+            let (mut client, request) = (self.cairn(), request.clone());
+            async move { client.stat(request).await }
+        }));
+        match answer.await {
+            Ok(Some(answer)) => {
+                let chunks = answer.chunks.iter().map(|chunk| (&chunk.digest, chunk.size));
+                let chunks = self.chunks(digest, chunks)?;
+                let sized = Some((answer.size, answer.outboard));
+                return Ok(Some(Description { chunks, sized }));
+            }
+            Ok(None) => {}
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(self.error(status, Some(digest), what)),
+        }
+        let request =
+            snix::StatBlobRequest { digest: (*digest).into(), send_chunks: true, send_bao: false };
+        let answer = self.peer.call(|| {
+            let (mut client, request) = (self.snix(), request.clone());
+            async move { client.stat(request).await }
+        });
+        match answer.await {
+            Ok(answer) => {
+                let chunks = answer.chunks.iter().map(|chunk| (&chunk.digest, chunk.size));
+                let chunks = self.chunks(digest, chunks)?;
+                Ok(Some(Description { chunks, sized: None }))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.error(status, Some(digest), what)),
+        }
+    }
+
+    /// Asks the peer for a blob's size, chunks and proof. Where it has no proof, the blob is read
+    /// once to make one.
+    async fn describe(&self, digest: &Digest) -> Result<Option<Proof>, BlobError> {
+        let Some(Description { chunks, sized }) = self.ask(digest).await? else {
+            return Ok(None);
+        };
+        let Some((size, outboard)) = sized else {
+            return match self.proofs.get(digest) {
+                Some(known) => Ok(Some((*known).clone())),
+                None => self.prove(digest, chunks).await.map(Some),
+            };
+        };
+        self.check_chunks(digest, size, &chunks)?;
+        match Outboard::parse(*digest, size, &outboard) {
+            Ok(outboard) => Ok(Some(Proof::new(outboard, chunks))),
+            Err(_) if outboard.is_empty() => self.prove(digest, chunks).await.map(Some),
+            Err(error) => Err(self.corrupt(digest, &error.to_string())),
+        }
+    }
+
+    fn check_chunks(
+        &self,
+        digest: &Digest,
+        size: u64,
+        chunks: &[ChunkMeta],
+    ) -> Result<(), BlobError> {
+        let whole = chunks.iter().try_fold(0u64, |sum, chunk| sum.checked_add(chunk.size));
+        if chunks.is_empty() || whole == Some(size) {
+            return Ok(());
+        }
+        Err(self.corrupt(digest, "its chunks are not of its size"))
+    }
+
+    /// The chunks in an answer. That they make up the blob is not known yet.
+    fn chunks<'a>(
+        &self,
+        blob: &Digest,
+        chunks: impl Iterator<Item = (&'a Bytes, u64)>,
+    ) -> Result<Vec<ChunkMeta>, BlobError> {
+        let chunk = |(digest, size): (&Bytes, u64)| match Digest::try_from(&**digest) {
+            Ok(digest) if size > 0 => Ok(ChunkMeta { digest, size }),
+            _ => Err(self.corrupt(blob, "its chunk list has something that is no chunk")),
+        };
+        let chunks: Vec<_> = chunks.map(chunk).collect::<Result<_, _>>()?;
+        // A list of one says no more than none.
+        Ok(if chunks.len() > 1 { chunks } else { Vec::new() })
+    }
+
+    /// Reads a blob once, to learn what proves its ranges.
+    async fn prove(&self, digest: &Digest, chunks: Vec<ChunkMeta>) -> Result<Proof, BlobError> {
+        let mut prover = Prover::new(*digest, chunks.clone(), self.peer.url().clone());
+        let mut bytes = self.resumed(*digest, Arc::new(chunks), 0..u64::MAX, None);
+        while let Some(piece) = bytes.try_next().await? {
+            prover.update(&piece)?;
+        }
+        prover.finish()
+    }
+
+    /// What is known of a blob, or is now asked for. Those who ask at once wait for one answer.
+    async fn proof(&self, digest: &Digest) -> Result<Arc<Proof>, BlobError> {
+        let proof = async {
+            let proof = self.describe(digest).await?;
+            proof.map(Arc::new).ok_or(BlobError::NotFound(*digest))
+        };
+        self.proofs.get_or_make(digest, proof).await
+    }
+
+    /// The verified bytes of a range that lies within the blob. `first` is the connection to begin
+    /// with, where there is one.
+    fn verified(&self, proof: &Proof, range: Range<u64>, first: Option<BlobStream>) -> BlobStream {
+        if range.is_empty() {
+            return stream::empty().boxed();
+        }
+        if let Some(whole) = &proof.whole {
+            let bytes = whole.slice(range.start as usize..range.end as usize);
+            return stream::iter([Ok(bytes)]).boxed();
+        }
+        let groups = covering(&range);
+        let groups = groups.start..groups.end.min(proof.size());
+        let digest = *proof.outboard.digest();
+        let bytes = self.resumed(digest, proof.chunks.clone(), groups, first);
+        verified(proof.outboard.clone(), range, bytes, self.peer.url().clone())
+    }
+
+    /// The peer's bytes of a range, not verified. A connection that breaks is made again, and
+    /// goes on where it was.
+    fn resumed(
+        &self,
+        digest: Digest,
+        chunks: Arc<Vec<ChunkMeta>>,
+        range: Range<u64>,
+        mut first: Option<BlobStream>,
+    ) -> BlobStream {
+        let service = self.clone();
+        try_stream! {
+            let mut at = range.start;
+            let mut attempt = 0;
+            'connection: while at < range.end {
+                let mut bytes = match first.take() {
+                    Some(bytes) => bytes,
+                    None => service.open(digest, &chunks, at..range.end).await?,
+                };
+                loop {
+                    match bytes.next().await {
+                        Some(Ok(piece)) => {
+                            at = at.saturating_add(piece.len() as u64);
+                            attempt = 0;
+                            yield piece;
+                        }
+                        Some(Err(BlobError::Unavailable { .. })) if attempt < RETRIES => {
+                            back_off(attempt).await;
+                            attempt += 1;
+                            continue 'connection;
+                        }
+                        Some(Err(error)) => Err(error)?,
+                        None => break 'connection,
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Starts to read a range, by the means that the peer has.
+    async fn open(
+        &self,
+        digest: Digest,
+        chunks: &[ChunkMeta],
+        range: Range<u64>,
+    ) -> Result<BlobStream, BlobError> {
+        match self.open_extended(digest, range.clone()).await? {
+            Some(bytes) => Ok(bytes),
+            None if chunks.is_empty() => self.open_plain(digest, range.start).await,
+            None => Ok(self.open_chunks(chunks, range)),
+        }
+    }
+
+    /// A range by `cairn.v1`, or `None` if the peer does not have it.
+    async fn open_extended(
+        &self,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<Option<BlobStream>, BlobError> {
+        let request = cairn::ReadRangeRequest {
+            digest: digest.into(),
+            offset: range.start,
+            length: range.end - range.start,
+        };
+        let answer = self.extended(self.peer.call(|| {
+            let (mut client, request) = (self.cairn(), request.clone());
+            async move { client.read_range(request).await }
+        }));
+        match answer.await {
+            Ok(Some(messages)) => {
+                let data = |message: cairn::ReadRangeResponse| message.data;
+                Ok(Some(self.receive(digest, messages, data)))
+            }
+            Ok(None) => Ok(None),
+            Err(status) => Err(self.error(status, Some(&digest), "read a range of a blob")),
+        }
+    }
+
+    /// A blob or chunk from an offset on, by the plain wire: what is before it comes as well, and
+    /// is left out.
+    async fn open_plain(&self, digest: Digest, offset: u64) -> Result<BlobStream, BlobError> {
+        let request = snix::ReadBlobRequest { digest: digest.into() };
+        let messages = self.peer.call(|| {
+            let (mut client, request) = (self.snix(), request.clone());
+            async move { client.read(request).await }
+        });
+        let messages = messages.await;
+        let messages =
+            messages.map_err(|status| self.error(status, Some(&digest), "read a blob"))?;
+        let mut skipped = offset;
+        let bytes = self.receive(digest, messages, |message: snix::BlobChunk| message.data);
+        let rest = bytes.try_filter_map(move |mut piece| {
+            let now = skipped.min(piece.len() as u64);
+            skipped -= now;
+            let rest = piece.split_off(now as usize);
+            std::future::ready(Ok((!rest.is_empty()).then_some(rest)))
+        });
+        Ok(rest.boxed())
+    }
+
+    /// A range of a blob by the plain wire, out of its chunks.
+    fn open_chunks(&self, chunks: &[ChunkMeta], range: Range<u64>) -> BlobStream {
+        let mut start = 0u64;
+        let mut wanted = Vec::new();
+        for chunk in chunks {
+            let end = start.saturating_add(chunk.size);
+            if end > range.start && start < range.end {
+                wanted.push((*chunk, range.start.saturating_sub(start)));
+            }
+            start = end;
+        }
+        let service = self.clone();
+        try_stream! {
+            for (chunk, skipped) in wanted {
+                let mut bytes = service.open_plain(chunk.digest, skipped).await?;
+                let mut left = chunk.size - skipped;
+                while let Some(piece) = bytes.try_next().await? {
+                    left = match left.checked_sub(piece.len() as u64) {
+                        Some(left) => left,
+                        None => Err(service.corrupt(&chunk.digest, "it is longer than listed"))?,
+                    };
+                    yield piece;
+                }
+                if left > 0 {
+                    Err(service.corrupt(&chunk.digest, "it is shorter than listed"))?;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn receive<M: Send + 'static>(
+        &self,
+        digest: Digest,
+        messages: Streaming<M>,
+        data: impl Fn(M) -> Bytes + Send + 'static,
+    ) -> BlobStream {
+        let service = self.clone();
+        let pieces = self.peer.receive(messages, move |message| {
+            let data = data(message);
+            (!data.is_empty()).then_some(data)
+        });
+        pieces.map_err(move |status| service.error(status, Some(&digest), "read a blob")).boxed()
+    }
+
+    /// Small blobs by `cairn.v1`, or `None` if the peer does not have it.
+    async fn read_many_extended(
+        &self,
+        digests: &[Digest],
+    ) -> Result<Option<Vec<Option<Bytes>>>, BlobError> {
+        let what = "read many blobs";
+        let mut read = Vec::with_capacity(digests.len());
+        let mut attempt = 0;
+        while read.len() < digests.len() {
+            let asked = &digests[read.len()..];
+            let request = cairn::ReadManyRequest {
+                digests: asked.iter().map(|&digest| digest.into()).collect(),
+            };
+            let messages = self.extended(self.peer.call(|| {
+                let (mut client, request) = (self.cairn(), request.clone());
+                async move { client.read_many(request).await }
+            }));
+            let messages = messages.await.map_err(|status| self.error(status, None, what))?;
+            let Some(messages) = messages else { return Ok(None) };
+            let mut blobs = self.peer.receive(messages, |message: cairn::ReadManyResponse| {
+                (!message.blobs.is_empty()).then_some(message.blobs)
+            });
+            let before = read.len();
+            loop {
+                let blobs = match blobs.next().await {
+                    None => break,
+                    Some(Ok(blobs)) => blobs,
+                    Some(Err(status)) => match self.error(status, None, what) {
+                        BlobError::Unavailable { .. } if attempt < RETRIES => break,
+                        error => return Err(error),
+                    },
+                };
+                for blob in blobs {
+                    let Some(digest) = digests.get(read.len()) else {
+                        let message = "the peer sent more blobs than it was asked for";
+                        return Err(self.error(Status::internal(message), None, what));
+                    };
+                    read.push(self.one_of_many(digest, blob)?);
+                }
+            }
+            if read.len() > before {
+                attempt = 0;
+            } else if attempt < RETRIES {
+                back_off(attempt).await;
+                attempt += 1;
+            } else {
+                let message = "the peer sent none of the blobs that it was asked for";
+                return Err(self.error(Status::unavailable(message), None, what));
+            }
+        }
+        Ok(Some(read))
+    }
+
+    fn one_of_many(
+        &self,
+        digest: &Digest,
+        blob: cairn::read_many_response::Blob,
+    ) -> Result<Option<Bytes>, BlobError> {
+        if !blob.present {
+            return Ok((*digest == Digest::EMPTY).then(Bytes::new));
+        }
+        check_small(digest, blob.data.len() as u64)?;
+        match Blob::verified(*digest, blob.data) {
+            Some(blob) => Ok(Some(blob.into_bytes())),
+            None => Err(self.corrupt(digest, "other bytes came for it")),
+        }
+    }
+
+    /// A small blob by the plain wire.
+    async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
+        if digest == Digest::EMPTY {
+            return Ok(Some(Bytes::new()));
+        }
+        let mut pieces = self.resumed(digest, Arc::default(), 0..u64::MAX, None);
+        let mut bytes = Vec::new();
+        loop {
+            match pieces.try_next().await {
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+                Ok(None) => break,
+                Err(BlobError::NotFound(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            check_small(&digest, bytes.len() as u64)?;
+        }
+        match Blob::verified(digest, bytes.into()) {
+            Some(blob) => Ok(Some(blob.into_bytes())),
+            None => Err(self.corrupt(&digest, "other bytes came for it")),
+        }
+    }
+
+    /// Sends a stream to be stored as one blob, and gives the digest that the peer answers.
+    async fn send(
+        &self,
+        pieces: BoxStream<'static, std::io::Result<Bytes>>,
+        asked: Option<&Digest>,
+    ) -> Result<Bytes, BlobError> {
+        let messages = pieces.map_ok(|data| snix::BlobChunk { data }).boxed();
+        let mut client = self.snix();
+        let answer = self.peer.send(messages, |messages| async move { client.put(messages).await });
+        match answer.await {
+            Ok(answer) => Ok(answer.digest),
+            Err(SendError::Source(error)) => Err(BlobError::Source(error)),
+            Err(SendError::Status(status)) => Err(self.error(status, asked, "store a blob")),
+        }
+    }
+
+    async fn put_many_extended(&self, blobs: &[Blob]) -> Result<Option<()>, BlobError> {
+        let what = "store many blobs";
+        let mut messages = vec![cairn::PutManyRequest::default()];
+        let mut message_bytes = 0;
+        for blob in blobs {
+            if message_bytes > PUT_MANY_MESSAGE {
+                messages.push(cairn::PutManyRequest::default());
+                message_bytes = 0;
+            }
+            message_bytes += blob.bytes().len();
+            let last = messages.last_mut().expect("there is a message from the start");
+            last.blobs.push(blob.bytes().clone());
+        }
+        let answer = self.extended(self.peer.call(|| {
+            let (service, messages) = (self.clone(), messages.clone());
+            async move {
+                let messages = stream::iter(messages).map(Ok::<_, Status>).boxed();
+                let mut client = service.cairn();
+                let send = |messages| async move { client.put_many(messages).await };
+                match service.peer.send(messages, send).await {
+                    Ok(answer) => Ok(Response::new(answer)),
+                    Err(SendError::Source(status) | SendError::Status(status)) => Err(status),
+                }
+            }
+        }));
+        let answer = answer.await.map_err(|status| self.error(status, None, what))?;
+        let Some(answer) = answer else { return Ok(None) };
+        if answer.digests.len() != blobs.len() {
+            let message = "the peer answered for another number of blobs than were sent";
+            return Err(self.error(Status::internal(message), None, what));
+        }
+        for (blob, stored) in blobs.iter().zip(&answer.digests) {
+            self.check_stored(blob.digest(), stored)?;
+        }
+        Ok(Some(()))
+    }
+
+    fn check_stored(&self, digest: &Digest, stored: &[u8]) -> Result<(), BlobError> {
+        match Digest::try_from(stored) {
+            Ok(stored) if stored == *digest => Ok(()),
+            Ok(stored) => Err(self.corrupt(digest, &format!("it was stored as {stored}"))),
+            Err(error) => Err(self.corrupt(digest, &format!("it was stored, but {error}"))),
+        }
+    }
+}
+
+#[async_trait]
+impl BlobService for GrpcBlobService {
+    async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
+        if *digest == Digest::EMPTY {
+            return Ok(Some(Proof::empty().stat()));
+        }
+        let Some(proof) = self.describe(digest).await? else { return Ok(None) };
+        let stat = proof.stat();
+        self.proofs.insert(*digest, Arc::new(proof));
+        Ok(Some(stat))
+    }
+
+    async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
+        check_count(digests.len(), HAS_MANY_DIGESTS)?;
+        if digests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let what = "tell which blobs it has";
+        let request = cairn::HasManyRequest {
+            digests: digests.iter().map(|&digest| digest.into()).collect(),
+        };
+        let answer = self.extended(self.peer.call(|| {
+            let (mut client, request) = (self.cairn(), request.clone());
+            async move { client.has_many(request).await }
+        }));
+        match answer.await.map_err(|status| self.error(status, None, what))? {
+            Some(answer) if answer.present.len() == digests.len() => {
+                let present = digests.iter().zip(answer.present);
+                Ok(present.map(|(digest, has)| has || *digest == Digest::EMPTY).collect())
+            }
+            Some(_) => {
+                let message = "the peer answered for another number of blobs than it was asked for";
+                Err(self.error(Status::internal(message), None, what))
+            }
+            None => {
+                let has = |digest: Digest| async move {
+                    if digest == Digest::EMPTY {
+                        return Ok(true);
+                    }
+                    let request = snix::StatBlobRequest {
+                        digest: digest.into(),
+                        send_chunks: false,
+                        send_bao: false,
+                    };
+                    let answer = self.peer.call(|| {
+                        let (mut client, request) = (self.snix(), request.clone());
+                        async move { client.stat(request).await }
+                    });
+                    match answer.await {
+                        Ok(_) => Ok(true),
+                        Err(status) if status.code() == Code::NotFound => Ok(false),
+                        Err(status) => Err(self.error(status, Some(&digest), what)),
+                    }
+                };
+                let asked: Vec<_> = digests.iter().map(|&digest| has(digest)).collect();
+                stream::iter(asked).buffered(FAN_OUT).try_collect().await
+            }
+        }
+    }
+
+    async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
+        if *digest == Digest::EMPTY {
+            return Ok(stream::empty().boxed());
+        }
+        let known = self.proofs.get(digest);
+        if known.is_none() && !self.plain.load(Ordering::Relaxed) && range.length > 0 {
+            // The bytes are asked for at once with what proves them: one round trip, not two.
+            let end = range.offset.saturating_add(range.length);
+            let groups = covering(&(range.offset..end));
+            let (proof, first) =
+                tokio::join!(self.proof(digest), self.open_extended(*digest, groups));
+            let proof = proof?;
+            return Ok(self.verified(&proof, range.within(proof.size()), first.ok().flatten()));
+        }
+        let proof = match known {
+            Some(proof) => proof,
+            None => self.proof(digest).await?,
+        };
+        Ok(self.verified(&proof, range.within(proof.size()), None))
+    }
+
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        check_count(digests.len(), READ_MANY_BLOBS)?;
+        if let Some(blobs) = self.read_many_extended(digests).await? {
+            return Ok(blobs);
+        }
+        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
+        stream::iter(asked).buffered(FAN_OUT).try_collect().await
+    }
+
+    async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {
+        let hasher = Arc::new(parking_lot::Mutex::new(OutboardHasher::new()));
+        let hashed = hasher.clone();
+        let pieces = source.map_ok(move |mut bytes| {
+            hashed.lock().update(&bytes);
+            stream::iter(std::iter::from_fn(move || {
+                let piece = bytes.split_to(bytes.len().min(PIECE_LEN));
+                (!piece.is_empty()).then_some(Ok(piece))
+            }))
+        });
+        let stored = self.send(pieces.try_flatten().boxed(), None).await?;
+        let outboard = std::mem::take(&mut *hasher.lock()).finish();
+        let (digest, size) = (*outboard.digest(), outboard.size());
+        self.check_stored(&digest, &stored)?;
+        if size <= CHUNK_MIN as u64 {
+            return Ok(Proof::new(outboard, Vec::new()).stat());
+        }
+        let description = self.ask(&digest).await?;
+        let description =
+            description.ok_or_else(|| self.corrupt(&digest, "it was stored, and is not there"))?;
+        self.check_chunks(&digest, size, &description.chunks)?;
+        let proof = Proof::new(outboard, description.chunks);
+        let stat = proof.stat();
+        self.proofs.insert(digest, Arc::new(proof));
+        Ok(stat)
+    }
+
+    async fn put_many(&self, blobs: Vec<Blob>) -> Result<(), BlobError> {
+        for blob in &blobs {
+            check_small(blob.digest(), blob.bytes().len() as u64)?;
+        }
+        if blobs.is_empty() || self.put_many_extended(&blobs).await?.is_some() {
+            return Ok(());
+        }
+        let put = |blob: Blob| async move {
+            let mut attempt = 0;
+            let (digest, bytes) = (*blob.digest(), blob.into_bytes());
+            loop {
+                let pieces = stream::iter([Ok(bytes.clone())]).boxed();
+                match self.send(pieces, Some(&digest)).await {
+                    Ok(stored) => return self.check_stored(&digest, &stored),
+                    Err(BlobError::Unavailable { .. }) if attempt < RETRIES => {
+                        back_off(attempt).await;
+                        attempt += 1;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let puts: Vec<_> = blobs.into_iter().map(put).collect();
+        stream::iter(puts).buffer_unordered(FAN_OUT).try_collect().await
+    }
+
+    fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {
+        None
+    }
+
+    fn lend(&self, _: &Digest) -> Option<File> {
+        None
+    }
+}
+
+impl fmt::Display for GrpcBlobService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.peer.fmt(f)
+    }
+}
+
+impl fmt::Debug for GrpcBlobService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GrpcBlobService({})", self.peer)
+    }
+}

@@ -1,0 +1,244 @@
+//! A blob service offered by gRPC: the wire of Snix, and cairn's own. Nothing of a blob is held
+//! but the piece that is being sent or received; listening is the affair of the daemon.
+
+use std::{fmt, io, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_proto::{
+    cairn::v1::{
+        self as cairn,
+        blob_service_server::{
+            BlobService as CairnBlobService, BlobServiceServer as CairnBlobServiceServer,
+        },
+    },
+    snix::castore::v1::{
+        self as snix,
+        blob_service_server::{
+            BlobService as SnixBlobService, BlobServiceServer as SnixBlobServiceServer,
+        },
+    },
+};
+use futures::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_small,
+    status::to_status,
+};
+use crate::{
+    Blob, BlobError, BlobService, ByteRange, ChunkMeta, Digest,
+    blob_service::BlobStream,
+    grpc::{BLOB_MESSAGE_MAX, MESSAGE_MAX, PIECE_LEN},
+    grpc_server::{digest, digests},
+};
+
+/// The blobs that a server reads from its service at once to answer a request for many: together
+/// at most 8 MiB.
+const READ_MANY_BATCH: usize = PUT_MANY_BYTES / SMALL_BLOB_MAX;
+
+/// The most blobs that one `PutMany` stores: their digests are the answer.
+const PUT_MANY_BLOBS: usize = 65_536;
+
+/// Answers for a blob service, in both wires.
+#[derive(Clone)]
+pub struct BlobServer {
+    service: Arc<dyn BlobService>,
+}
+
+impl BlobServer {
+    /// Offers this service.
+    pub fn new(service: Arc<dyn BlobService>) -> Self {
+        Self { service }
+    }
+
+    /// The tower service of `snix.castore.v1`, with the limits of its messages.
+    pub fn into_snix_service(self) -> SnixBlobServiceServer<Self> {
+        SnixBlobServiceServer::new(self)
+            .max_decoding_message_size(BLOB_MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    /// The tower service of `cairn.v1`, with the limits of its messages.
+    pub fn into_cairn_service(self) -> CairnBlobServiceServer<Self> {
+        CairnBlobServiceServer::new(self)
+            .max_decoding_message_size(BLOB_MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    async fn stat_known(&self, digest: &Digest) -> Result<super::BlobStat, Status> {
+        let stat = self.service.stat(digest).await.map_err(|error| to_status(&error))?;
+        stat.ok_or_else(|| to_status(&BlobError::NotFound(*digest)))
+    }
+}
+
+impl fmt::Debug for BlobServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlobServer({})", self.service)
+    }
+}
+
+/// A blob's bytes in pieces that fit into messages.
+fn pieces(bytes: BlobStream) -> BoxStream<'static, Result<Bytes, Status>> {
+    let pieces = bytes.map_ok(|mut bytes| {
+        stream::iter(std::iter::from_fn(move || {
+            let piece = bytes.split_to(bytes.len().min(PIECE_LEN));
+            (!piece.is_empty()).then_some(Ok(piece))
+        }))
+    });
+    pieces.try_flatten().map_err(|error: BlobError| to_status(&error)).boxed()
+}
+
+#[async_trait]
+impl SnixBlobService for BlobServer {
+    async fn stat(
+        &self,
+        request: Request<snix::StatBlobRequest>,
+    ) -> Result<Response<snix::StatBlobResponse>, Status> {
+        let request = request.into_inner();
+        let stat = self.stat_known(&digest(&request.digest)?).await?;
+        let chunk = |ChunkMeta { digest, size }: ChunkMeta| snix::stat_blob_response::ChunkMeta {
+            digest: digest.into(),
+            size,
+        };
+        let chunks = match request.send_chunks {
+            true => stat.chunks.into_iter().map(chunk).collect(),
+            false => Vec::new(),
+        };
+        Ok(Response::new(snix::StatBlobResponse { chunks, bao: Bytes::new() }))
+    }
+
+    type ReadStream = BoxStream<'static, Result<snix::BlobChunk, Status>>;
+
+    async fn read(
+        &self,
+        request: Request<snix::ReadBlobRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let digest = digest(&request.into_inner().digest)?;
+        let bytes = self.service.read(&digest, ByteRange::ALL).await;
+        let bytes = bytes.map_err(|error| to_status(&error))?;
+        Ok(Response::new(pieces(bytes).map_ok(|data| snix::BlobChunk { data }).boxed()))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<snix::BlobChunk>>,
+    ) -> Result<Response<snix::PutBlobResponse>, Status> {
+        let bytes = request.into_inner().map_ok(|chunk| chunk.data).map_err(io::Error::other);
+        let stat = self.service.put(bytes.boxed()).await.map_err(|error| to_status(&error))?;
+        Ok(Response::new(snix::PutBlobResponse { digest: stat.digest.into() }))
+    }
+}
+
+#[async_trait]
+impl CairnBlobService for BlobServer {
+    async fn has_many(
+        &self,
+        request: Request<cairn::HasManyRequest>,
+    ) -> Result<Response<cairn::HasManyResponse>, Status> {
+        let digests = digests(&request.into_inner().digests, HAS_MANY_DIGESTS)?;
+        let present = self.service.has_many(&digests).await;
+        let present = present.map_err(|error| to_status(&error))?;
+        Ok(Response::new(cairn::HasManyResponse { present }))
+    }
+
+    async fn stat(
+        &self,
+        request: Request<cairn::StatRequest>,
+    ) -> Result<Response<cairn::StatResponse>, Status> {
+        let stat = self.stat_known(&digest(&request.into_inner().digest)?).await?;
+        let chunk = |ChunkMeta { digest, size }: ChunkMeta| cairn::stat_response::Chunk {
+            digest: digest.into(),
+            size,
+        };
+        Ok(Response::new(cairn::StatResponse {
+            size: stat.size,
+            chunks: stat.chunks.into_iter().map(chunk).collect(),
+            outboard: stat.outboard.map(|outboard| outboard.encode()).unwrap_or_default(),
+        }))
+    }
+
+    type ReadRangeStream = BoxStream<'static, Result<cairn::ReadRangeResponse, Status>>;
+
+    async fn read_range(
+        &self,
+        request: Request<cairn::ReadRangeRequest>,
+    ) -> Result<Response<Self::ReadRangeStream>, Status> {
+        let cairn::ReadRangeRequest { digest: bytes, offset, length } = request.into_inner();
+        let digest = digest(&bytes)?;
+        let bytes = self.service.read(&digest, ByteRange { offset, length }).await;
+        let bytes = bytes.map_err(|error| to_status(&error))?;
+        Ok(Response::new(pieces(bytes).map_ok(|data| cairn::ReadRangeResponse { data }).boxed()))
+    }
+
+    type ReadManyStream = BoxStream<'static, Result<cairn::ReadManyResponse, Status>>;
+
+    async fn read_many(
+        &self,
+        request: Request<cairn::ReadManyRequest>,
+    ) -> Result<Response<Self::ReadManyStream>, Status> {
+        let digests = digests(&request.into_inner().digests, READ_MANY_BLOBS)?;
+        let batches: Vec<_> = digests.chunks(READ_MANY_BATCH).map(<[Digest]>::to_vec).collect();
+        let service = self.service.clone();
+        let answers = stream::iter(batches).then(move |batch| {
+            let service = service.clone();
+            async move {
+                let blobs = service.read_many(&batch).await.map_err(|error| to_status(&error))?;
+                Ok::<_, Status>(stream::iter(read_many_responses(blobs)).map(Ok))
+            }
+        });
+        Ok(Response::new(answers.try_flatten().boxed()))
+    }
+
+    async fn put_many(
+        &self,
+        request: Request<Streaming<cairn::PutManyRequest>>,
+    ) -> Result<Response<cairn::PutManyResponse>, Status> {
+        let mut messages = request.into_inner();
+        let mut digests = Vec::new();
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        while let Some(message) = messages.message().await? {
+            for bytes in message.blobs {
+                if digests.len() >= PUT_MANY_BLOBS {
+                    let message = format!("a request stores at most {PUT_MANY_BLOBS} blobs");
+                    return Err(Status::invalid_argument(message));
+                }
+                let size = bytes.len();
+                let blob = Blob::new(bytes);
+                check_small(blob.digest(), size as u64).map_err(|error| to_status(&error))?;
+                digests.push(Bytes::from(*blob.digest()));
+                if batch_bytes + size > PUT_MANY_BYTES {
+                    let full = std::mem::take(&mut batch);
+                    self.service.put_many(full).await.map_err(|error| to_status(&error))?;
+                    batch_bytes = 0;
+                }
+                batch_bytes += size;
+                batch.push(blob);
+            }
+        }
+        self.service.put_many(batch).await.map_err(|error| to_status(&error))?;
+        Ok(Response::new(cairn::PutManyResponse { digests }))
+    }
+}
+
+/// Blobs in messages of at most [`PIECE_LEN`] bytes of theirs.
+fn read_many_responses(blobs: Vec<Option<Bytes>>) -> Vec<cairn::ReadManyResponse> {
+    let mut responses = vec![cairn::ReadManyResponse::default()];
+    let mut bytes = 0;
+    for blob in blobs {
+        let present = blob.is_some();
+        let data = blob.unwrap_or_default();
+        if bytes + data.len() > PIECE_LEN {
+            responses.push(cairn::ReadManyResponse::default());
+            bytes = 0;
+        }
+        bytes += data.len();
+        let last = responses.last_mut().expect("there is a response from the start");
+        last.blobs.push(cairn::read_many_response::Blob { present, data });
+    }
+    responses
+}

@@ -1,0 +1,337 @@
+//! A peer that is spoken to by gRPC: its connection, and how calls to it wait, try again and send
+//! streams. What is said on the connection is the affair of each service's client.
+
+use std::{
+    fmt,
+    future::Future,
+    hash::{BuildHasher as _, RandomState},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_stream::stream;
+use futures::{
+    FutureExt as _, Stream, StreamExt as _,
+    future::{self, BoxFuture},
+    stream::BoxStream,
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::{
+    net::UnixStream,
+    sync::oneshot,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tonic::{
+    Code, Response, Status, Streaming,
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+use tower::service_fn;
+
+use crate::{BoxError, address::GrpcAddress};
+
+/// The largest message that either side reads, in bytes: a directory of a million entries with
+/// names of middling length has 80 MB.
+pub const MESSAGE_MAX: usize = 256 * 1024 * 1024;
+
+/// The largest message that a server reads for a blob's bytes. Clients partition blobs as they
+/// like; ours send [`PIECE_LEN`].
+pub const BLOB_MESSAGE_MAX: usize = 32 * 1024 * 1024;
+
+/// The bytes of a blob in one message, at most: below the 4 MiB that any client reads.
+pub const PIECE_LEN: usize = 1024 * 1024;
+
+/// What a peer may send on one stream before it is told that it was read, in bytes.
+pub const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// What a peer may send on all streams together before it is told that it was read, in bytes.
+pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+
+/// The largest HTTP/2 frame that is read, in bytes.
+pub const FRAME_MAX: u32 = 1024 * 1024;
+
+/// How long a connection may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may take to answer, to send the next message, or to take one.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often a connection in use is probed when nothing comes.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// How often an idempotent call that failed for want of a connection is made again.
+pub const RETRIES: u32 = 3;
+
+/// The longest pause before the first of these calls; it doubles from one to the next.
+pub const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// The requests that a client has under way at once where it has to ask for each item alone.
+pub(crate) const FAN_OUT: usize = 32;
+
+/// A peer and the connection to it, which all clones share. It is made at the first call, and
+/// again after it broke.
+#[derive(Clone)]
+pub struct GrpcPeer {
+    channel: Channel,
+    url: Arc<str>,
+    deadline: Duration,
+}
+
+/// A peer that can't be set up; whether it answers is not yet asked.
+#[derive(Debug, thiserror::Error)]
+#[error("can't set up a connection to {url}")]
+pub struct PeerError {
+    /// The peer.
+    pub url: String,
+    /// What is wrong.
+    #[source]
+    pub source: BoxError,
+}
+
+impl GrpcPeer {
+    /// A peer at this address. Must be called within a tokio runtime, which serves the
+    /// connection. Fails if the address is none that can be connected to, or if `https` finds no
+    /// trusted roots.
+    pub fn new(address: &GrpcAddress) -> Result<Self, PeerError> {
+        let url: Arc<str> = address.to_string().into();
+        let channel = match address {
+            GrpcAddress::Tcp(tcp) => tcp_endpoint(tcp).map(|endpoint| endpoint.connect_lazy()),
+            GrpcAddress::Unix(path) => {
+                let path = path.clone();
+                let connector = service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The name is what a server reads as the request's host.
+                let endpoint = endpoint("http://localhost");
+                endpoint.map(|endpoint| endpoint.connect_with_connector_lazy(connector))
+            }
+        };
+        let channel =
+            channel.map_err(|source| PeerError { url: url.to_string(), source: source.into() })?;
+        Ok(Self { channel, url, deadline: DEADLINE })
+    }
+
+    /// The same peer with another [`DEADLINE`].
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// The connection, for a generated client.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The peer's URL, as it displays.
+    pub fn url(&self) -> &Arc<str> {
+        &self.url
+    }
+
+    /// Makes an idempotent call, and again when the peer can't be reached: at most [`RETRIES`]
+    /// times. A peer that is reached and does not answer in time is not asked again.
+    pub async fn call<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut attempt = 0;
+        loop {
+            match self.within_deadline(call()).await {
+                Err(status) if is_transient(&status) && attempt < RETRIES => {
+                    back_off(attempt).await;
+                    attempt += 1;
+                }
+                answer => return answer.map(Response::into_inner),
+            }
+        }
+    }
+
+    async fn within_deadline<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        match timeout(self.deadline, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn too_late(&self) -> Status {
+        Status::deadline_exceeded(format!("nothing came for {:?}", self.deadline))
+    }
+
+    /// What a peer streams, each message within the deadline. A message that `kept` makes nothing
+    /// of is no progress.
+    pub fn receive<M, T>(
+        &self,
+        mut messages: Streaming<M>,
+        mut kept: impl FnMut(M) -> Option<T> + Send + 'static,
+    ) -> BoxStream<'static, Result<T, Status>>
+    where
+        M: Send + 'static,
+        T: Send + 'static,
+    {
+        let peer = self.clone();
+        stream! {
+            loop {
+                let next = async {
+                    while let Some(message) = messages.message().await? {
+                        if let Some(item) = kept(message) {
+                            return Ok(Some(item));
+                        }
+                    }
+                    Ok(None)
+                };
+                match peer.within_deadline(next).await {
+                    Ok(Some(item)) => yield Ok(item),
+                    Ok(None) => break,
+                    Err(status) => {
+                        yield Err(status);
+                        break;
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Streams to a peer. The deadline runs while the peer takes no message, or has them all and
+    /// does not answer; not while the source is waited for. An error of the source breaks the
+    /// call off, so that the peer does not take it for the end.
+    pub fn send<M, E, R, F>(
+        &self,
+        source: BoxStream<'static, Result<M, E>>,
+        call: impl FnOnce(Outgoing<M>) -> F,
+    ) -> BoxFuture<'static, Result<R, SendError<E>>>
+    where
+        M: Send + 'static,
+        E: Send + 'static,
+        F: Future<Output = Result<Response<R>, Status>> + Send + 'static,
+    {
+        let peer = self.clone();
+        let waiting_since = Arc::new(Mutex::new(Some(Instant::now())));
+        let (fail, failed) = oneshot::channel();
+        let answer = call(Outgoing(messages(source, waiting_since.clone(), fail).boxed()));
+        async move {
+            tokio::select! {
+                answer = answer => answer.map(Response::into_inner).map_err(SendError::Status),
+                // Closed without an error, the source has ended well, and the answer is awaited.
+                Ok(error) = failed => Err(SendError::Source(error)),
+                () = peer.stalled(&waiting_since) => Err(SendError::Status(peer.too_late())),
+            }
+        }
+        .boxed()
+    }
+
+    /// Ends when the peer has been waited for too long.
+    async fn stalled(&self, waiting_since: &Mutex<Option<Instant>>) {
+        loop {
+            let since = *waiting_since.lock();
+            match since.map(|since| since + self.deadline) {
+                Some(limit) if limit <= Instant::now() => break,
+                Some(limit) => sleep_until(limit).await,
+                None => sleep(self.deadline).await,
+            }
+        }
+    }
+}
+
+/// The source's messages. Notes in `waiting_since` since when the peer is waited for.
+fn messages<M, E>(
+    mut source: BoxStream<'static, Result<M, E>>,
+    waiting_since: Arc<Mutex<Option<Instant>>>,
+    fail: oneshot::Sender<E>,
+) -> impl Stream<Item = M> {
+    stream! {
+        loop {
+            *waiting_since.lock() = None;
+            let next = source.next().await;
+            *waiting_since.lock() = Some(Instant::now());
+            match next {
+                Some(Ok(message)) => yield message,
+                Some(Err(error)) => {
+                    // Nobody listens any more if the call has ended.
+                    let _ = fail.send(error);
+                    future::pending::<()>().await;
+                    break;
+                }
+                None => break,
+            }
+        }
+    }
+}
+
+/// The messages of a stream that is being sent: what a generated client takes.
+pub struct Outgoing<M>(BoxStream<'static, M>);
+
+impl<M> Stream for Outgoing<M> {
+    type Item = M;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<M>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl<M> fmt::Debug for Outgoing<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Outgoing")
+    }
+}
+
+/// Why a stream could not be sent.
+#[derive(Debug)]
+pub enum SendError<E> {
+    /// Its source failed.
+    Source(E),
+    /// The peer did.
+    Status(Status),
+}
+
+fn tcp_endpoint(url: &url::Url) -> Result<Endpoint, tonic::transport::Error> {
+    let endpoint = endpoint(url.as_str())?;
+    match url.scheme() {
+        "https" => endpoint.tls_config(ClientTlsConfig::new().with_native_roots()),
+        _ => Ok(endpoint),
+    }
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
+    let agent = concat!("cairn/", env!("CARGO_PKG_VERSION"));
+    Ok(Endpoint::new(url.to_owned())?
+        .user_agent(agent)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_MAX)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(DEADLINE))
+}
+
+/// Whether a call may fare better when made again: the peer said so, or the connection broke.
+pub fn is_transient(status: &Status) -> bool {
+    // Only what came of the connection has a source: a status from the wire has none.
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+}
+
+/// Waits before another attempt, for a random time, so that those whose connections broke at once
+/// do not come back at once.
+pub async fn back_off(attempt: u32) {
+    let longest = BACK_OFF.saturating_mul(1 << attempt.min(RETRIES));
+    // Each hasher has random keys of its own.
+    let random = RandomState::new().hash_one(attempt) as u32;
+    sleep(longest.mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
+}
+
+impl fmt::Display for GrpcPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl fmt::Debug for GrpcPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GrpcPeer({})", self.url)
+    }
+}
