@@ -217,15 +217,21 @@ pub(crate) fn compressed_max(bytes: usize) -> usize {
 }
 
 /// What an error of the objects means to those who asked.
-pub(crate) enum ObjectFault {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectFault {
+    /// The caller is not allowed to.
     Denied,
+    /// There is no room left.
     Full,
+    /// The storage can't be reached, or did not answer in time.
     Unavailable,
+    /// Anything else.
     Other,
 }
 
 impl ObjectFault {
-    pub(crate) fn of(error: &Error) -> Self {
+    /// What this error means.
+    pub fn of(error: &Error) -> Self {
         match error {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Self::Denied,
             Error::Generic { source, .. } => Self::of_cause(source.as_ref()),

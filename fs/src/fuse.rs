@@ -255,13 +255,22 @@ impl Mount {
         self.crew.thread_count()
     }
 
+    /// How many requests the kernel has made so far. What it keeps in its caches it does not ask
+    /// for.
+    pub fn request_count(&self) -> u64 {
+        self.crew.request_count()
+    }
+
     /// Returns when the mount has ended: unmounted from outside, such as by `umount`.
     pub async fn wait(&self) {
         self.crew.ended().await;
     }
 
-    /// Unmounts. If files in it are open the mount leaves the tree all the same, and they fail
-    /// from now on. Blocks for a moment.
+    /// Unmounts. Blocks for a moment.
+    ///
+    /// If files in it are open the mount leaves the tree all the same, and they fail from now on.
+    /// Where a user other than root can't bring that about, they can be read until this process
+    /// ends.
     pub fn unmount(self) -> Result<(), MountError> {
         self.end()
     }

@@ -170,8 +170,7 @@ impl CairnFs {
         for (_, node) in entries {
             let Node::Directory { digest, .. } = node else { continue };
             match self.directories.local(digest) {
-                Some(Ok(loaded)) => drop(children.insert(*digest, loaded)),
-                Some(Err(_)) => {}
+                Some(loaded) => children.extend(loaded.ok().map(|loaded| (*digest, loaded))),
                 None => slow.push(*digest),
             }
         }

@@ -5,7 +5,9 @@ pub mod checked;
 mod contents;
 pub mod grpc;
 pub mod grpc_server;
+pub mod local;
 pub mod memory;
+pub mod object_store;
 mod status;
 mod window;
 

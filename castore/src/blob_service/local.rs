@@ -1,25 +1,28 @@
 //! Blobs in the local store: chunks, and for a blob of several the list of them with the proof of
 //! its ranges. How the store keeps records is in `local`.
 
-use std::{collections::VecDeque, fmt, fs::File, io, sync::Arc};
+use std::{fmt, fs::File, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn_proto::cairn::v1::{StatResponse, stat_response};
 use futures::{StreamExt as _, TryStreamExt as _};
-use prost::Message as _;
 use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::mpsc;
 
+use self::{
+    chunk_list::{Chunk, ChunkList, decode_stat},
+    put::{Piece, put_pieces},
+};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
     blob_service::{
         BlobSource, BlobStream, HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX,
     },
-    chunking::Chunker,
     local::{Kind, LocalError, LocalStore, Record, Submitted},
-    outboard::{Outboard, OutboardHasher},
 };
+
+mod chunk_list;
+mod put;
 
 /// The decompressed chunks kept in memory for readers that take them in parts, in bytes.
 const CHUNK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
@@ -38,12 +41,6 @@ const READ_AHEAD: usize = 4;
 /// The pieces of a stream that wait to be hashed, and the most bytes in a piece.
 const PUT_PIECES: usize = 4;
 const PUT_PIECE_BYTES: usize = 1024 * 1024;
-
-/// The chunks of a stream that are stored together, in bytes.
-const PUT_BATCH_BYTES: usize = 2 * 1024 * 1024;
-
-/// The batches of a stream that wait to be durable before the stream is read on.
-const PUT_BATCHES: usize = 8;
 
 /// The blobs of a local store.
 #[derive(Debug, Clone)]
@@ -74,33 +71,6 @@ struct ListWeight;
 impl Weighter<Digest, Arc<ChunkList>> for ListWeight {
     fn weight(&self, _: &Digest, list: &Arc<ChunkList>) -> u64 {
         (list.chunks.len() * size_of::<Chunk>()) as u64
-    }
-}
-
-/// The chunks of a blob of several.
-#[derive(Debug)]
-struct ChunkList {
-    blob: Digest,
-    size: u64,
-    chunks: Vec<Chunk>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Chunk {
-    digest: Digest,
-    /// Where it ends within the blob.
-    end: u64,
-}
-
-impl ChunkList {
-    /// The chunk with this byte, and where it starts.
-    fn chunk_at(&self, offset: u64) -> Option<(usize, u64)> {
-        let index = self.chunks.partition_point(|chunk| chunk.end <= offset);
-        (index < self.chunks.len()).then(|| (index, self.start(index)))
-    }
-
-    fn start(&self, index: usize) -> u64 {
-        index.checked_sub(1).map_or(0, |before| self.chunks[before].end)
     }
 }
 
@@ -180,12 +150,7 @@ impl Blobs {
             return Ok(Some(Parts::One(size)));
         }
         if let Some(stat) = self.stat_of_many(digest)? {
-            let mut end = 0;
-            let chunks = stat.chunks.iter().map(|chunk| {
-                end += chunk.size;
-                Chunk { digest: chunk.digest, end }
-            });
-            let list = ChunkList { blob: *digest, chunks: chunks.collect(), size: stat.size };
+            let list = ChunkList::new(&stat);
             let list = Arc::new(list);
             self.lists.insert(*digest, Arc::clone(&list));
             return Ok(Some(Parts::Many(list)));
@@ -329,33 +294,6 @@ impl Blobs {
         digests.iter().map(read).collect()
     }
 
-    /// Takes the pieces of a blob as they come; what is left is to store what makes them a blob.
-    fn put_pieces(&self, mut pieces: mpsc::Receiver<Piece>) -> Result<BlobStat, BlobError> {
-        let mut put = StreamPut::new(self);
-        let mut chunker = Chunker::new();
-        let mut hasher = OutboardHasher::new();
-        loop {
-            match pieces.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => {
-                    hasher.update(&bytes);
-                    let mut ready = Vec::new();
-                    chunker.push(&bytes, |chunk| ready.push(chunk));
-                    ready.into_iter().try_for_each(|chunk| put.add(chunk))?;
-                }
-                Some(Piece::End) => break,
-                // Whoever puts has gone, or has told its own error.
-                None => {
-                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
-                    return Err(BlobError::Source(error));
-                }
-            }
-        }
-        let mut ready = Vec::new();
-        chunker.finish(|chunk| ready.push(chunk));
-        ready.into_iter().try_for_each(|chunk| put.add(chunk))?;
-        put.finish(hasher.finish())
-    }
-
     fn put_many(&self, blobs: Vec<Blob>) -> Result<Submitted, BlobError> {
         let record = |blob: Blob| Record {
             kind: Kind::Chunk,
@@ -366,102 +304,6 @@ impl Blobs {
         let records = blobs.into_iter().filter(|blob| !is_empty(blob)).map(record).collect();
         self.store.submit(records).map_err(|error| self.error(error))
     }
-}
-
-/// A part of a blob on its way to the thread that cuts and hashes it.
-enum Piece {
-    Bytes(Bytes),
-    End,
-}
-
-/// The chunks of a stream on their way into the store.
-struct StreamPut<'a> {
-    blobs: &'a Blobs,
-    chunks: Vec<ChunkMeta>,
-    batch: Vec<Record>,
-    batch_bytes: usize,
-    submitted: VecDeque<Submitted>,
-}
-
-impl<'a> StreamPut<'a> {
-    fn new(blobs: &'a Blobs) -> Self {
-        let submitted = VecDeque::new();
-        Self { blobs, chunks: Vec::new(), batch: Vec::new(), batch_bytes: 0, submitted }
-    }
-
-    fn add(&mut self, chunk: Bytes) -> Result<(), BlobError> {
-        let digest = Digest::of(&chunk);
-        self.chunks.push(ChunkMeta { digest, size: chunk.len() as u64 });
-        self.batch_bytes += chunk.len();
-        self.batch.push(Record { kind: Kind::Chunk, key: digest.into(), value: chunk });
-        if self.batch_bytes >= PUT_BATCH_BYTES { self.submit() } else { Ok(()) }
-    }
-
-    fn submit(&mut self) -> Result<(), BlobError> {
-        self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        self.submitted.push_back(self.checked(self.blobs.store.submit(batch))?);
-        match self.submitted.len() > PUT_BATCHES {
-            true => self.wait_for_one(),
-            false => Ok(()),
-        }
-    }
-
-    fn wait_for_one(&mut self) -> Result<(), BlobError> {
-        match self.submitted.pop_front() {
-            Some(submitted) => self.checked(submitted.wait()),
-            None => Ok(()),
-        }
-    }
-
-    fn checked<T>(&self, outcome: Result<T, LocalError>) -> Result<T, BlobError> {
-        outcome.map_err(|error| self.blobs.error(error))
-    }
-
-    /// The list comes only when all chunks are durable, so that no blob is there in part.
-    fn finish(mut self, outboard: Outboard) -> Result<BlobStat, BlobError> {
-        self.submit()?;
-        while !self.submitted.is_empty() {
-            self.wait_for_one()?;
-        }
-        let (digest, size) = (*outboard.digest(), outboard.size());
-        if self.chunks.len() <= 1 {
-            return Ok(BlobStat { digest, size, chunks: Vec::new(), outboard: None });
-        }
-        let chunks = std::mem::take(&mut self.chunks);
-        let stat = BlobStat { digest, size, chunks, outboard: Some(outboard) };
-        let value = encode_stat(&stat);
-        let record = Record { kind: Kind::Blob, key: digest.into(), value };
-        self.checked(self.blobs.store.put(vec![record]))?;
-        Ok(stat)
-    }
-}
-
-/// The message that cairn's peers tell each other the same things with.
-fn encode_stat(stat: &BlobStat) -> Bytes {
-    let chunk =
-        |chunk: &ChunkMeta| stat_response::Chunk { digest: chunk.digest.into(), size: chunk.size };
-    let message = StatResponse {
-        size: stat.size,
-        chunks: stat.chunks.iter().map(chunk).collect(),
-        outboard: stat.outboard.as_ref().map(Outboard::encode).unwrap_or_default(),
-    };
-    message.encode_to_vec().into()
-}
-
-fn decode_stat(digest: &Digest, value: &Bytes) -> Option<BlobStat> {
-    let message = StatResponse::decode(value.clone()).ok()?;
-    let mut sum: u64 = 0;
-    let mut chunks = Vec::with_capacity(message.chunks.len());
-    for chunk in message.chunks {
-        sum = sum.checked_add(chunk.size)?;
-        chunks.push(ChunkMeta { digest: (&*chunk.digest).try_into().ok()?, size: chunk.size });
-    }
-    if chunks.len() < 2 || sum != message.size || chunks.iter().any(|chunk| chunk.size == 0) {
-        return None;
-    }
-    let outboard = Outboard::parse(*digest, message.size, &message.outboard).ok()?;
-    Some(BlobStat { digest: *digest, size: message.size, chunks, outboard: Some(outboard) })
 }
 
 #[async_trait]
@@ -542,7 +384,7 @@ impl BlobService for LocalBlobService {
             let _ = sender.send(Piece::End).await;
             Ok(())
         };
-        let put = self.blocking(move |blobs| blobs.put_pieces(receiver));
+        let put = self.blocking(move |blobs| put_pieces(blobs, receiver));
         let (sent, stored) = futures::join!(send, put);
         sent.map_err(BlobError::Source)?;
         stored
@@ -570,5 +412,89 @@ impl BlobService for LocalBlobService {
 
     fn lend(&self, _: &Digest) -> Option<File> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::FileExt as _, path::Path};
+
+    use super::*;
+    use crate::{
+        blob_service::BlobServiceExt as _,
+        conformance::{self, content},
+    };
+
+    fn open(path: &Path) -> LocalBlobService {
+        LocalBlobService::new(LocalStore::open(path).unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms() {
+        let folder = tempfile::tempdir().unwrap();
+        conformance::blob_service(Arc::new(open(folder.path()))).await;
+    }
+
+    #[tokio::test]
+    async fn blobs_are_there_after_a_reopen_with_their_proof() {
+        let folder = tempfile::tempdir().unwrap();
+        let large = content("large", 3_000_000);
+        let stat = {
+            let service = open(folder.path());
+            let source = futures::stream::iter([Ok(large.clone())]).boxed();
+            service.put(source).await.unwrap()
+        };
+        assert_eq!(stat.digest, Digest::of(&large));
+        assert!(stat.chunks.len() > 4 && stat.outboard.is_some());
+        let service = open(folder.path());
+        assert_eq!(service.stat(&stat.digest).await.unwrap(), Some(stat.clone()));
+        assert_eq!(service.read_to_bytes(&stat.digest, ByteRange::ALL).await.unwrap(), large);
+    }
+
+    #[tokio::test]
+    async fn local_reads_answer_any_range_in_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = open(folder.path());
+        let large = content("large", 1_500_000);
+        let digest = service.put_bytes(large.clone()).await.unwrap();
+        for (offset, length) in [(0, 131_072), (400_000, 600_000), (1_499_999, 10), (7, u64::MAX)] {
+            let wanted = ByteRange { offset, length }.within(large.len() as u64);
+            let mut at = wanted.start;
+            while at < wanted.end {
+                let range = ByteRange { offset: at, length: wanted.end - at };
+                let part = service.read_local(&digest, range).unwrap().unwrap();
+                assert!(!part.is_empty());
+                assert_eq!(part, large[at as usize..at as usize + part.len()]);
+                at += part.len() as u64;
+            }
+            assert_eq!(at, wanted.end);
+        }
+        let behind = ByteRange { offset: 1_500_000, length: 5 };
+        assert!(service.read_local(&digest, behind).unwrap().unwrap().is_empty());
+        let unknown = service.read_local(&Digest::of(b"?"), ByteRange::ALL).unwrap();
+        assert!(matches!(unknown, Err(BlobError::NotFound(_))));
+    }
+
+    #[tokio::test]
+    async fn a_blob_with_a_damaged_chunk_is_told_and_comes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let large = content("large", 1_000_000);
+        let digest = open(folder.path()).put_bytes(large.clone()).await.unwrap();
+        let pack = folder.path().join("packs/00000001.pack");
+        let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+        file.write_all_at(b"damage", 300_000).unwrap();
+
+        let service = open(folder.path());
+        assert!(service.has(&digest).await.unwrap(), "nobody has looked yet");
+        let error = service.read_to_bytes(&digest, ByteRange::ALL).await.unwrap_err();
+        assert!(matches!(&error, BlobError::Corrupt { .. }), "{error}");
+        assert!(error.to_string().contains("in pack 00000001 at byte"), "{error}");
+        let last = ByteRange { offset: 999_000, length: 1000 };
+        let whole = service.read_to_bytes(&digest, last).await.unwrap();
+        assert_eq!(whole, large[999_000..], "the other chunks are read");
+        assert!(!service.has(&digest).await.unwrap());
+        service.put_bytes(large.clone()).await.unwrap();
+        assert!(service.has(&digest).await.unwrap());
+        assert_eq!(service.read_to_bytes(&digest, ByteRange::ALL).await.unwrap(), large);
     }
 }

@@ -6,12 +6,10 @@ use std::{fmt, fs::File, ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_proto::snix::castore::v1 as proto;
-use futures::{
-    StreamExt as _, TryStreamExt as _,
-    stream::{self, FuturesUnordered},
-};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::Error;
 use prost::Message as _;
+use tokio::task::{JoinError, JoinSet};
 
 use super::{
     HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count, check_small,
@@ -194,6 +192,20 @@ impl ObjectStoreBlobService {
         created.map_err(|error| self.error(error))
     }
 
+    /// What came of an upload that has ended.
+    fn uploaded(
+        &self,
+        upload: Option<Result<Result<(), BlobError>, JoinError>>,
+    ) -> Result<(), BlobError> {
+        match upload {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(error)) => {
+                Err(BlobError::Other { service: self.base.to_string(), source: error.into() })
+            }
+        }
+    }
+
     /// Makes the object that says that a blob is there: the last of its objects.
     async fn create_blob(&self, digest: &Digest, chunks: &[ChunkMeta]) -> Result<(), BlobError> {
         let chunk = |chunk: &ChunkMeta| proto::stat_blob_response::ChunkMeta {
@@ -293,7 +305,8 @@ impl BlobService for ObjectStoreBlobService {
         let mut hasher = OutboardHasher::new();
         let mut chunker = Some(Chunker::new());
         let mut chunks = Vec::new();
-        let mut uploads = FuturesUnordered::new();
+        // Tasks, so that they go on while the source is waited for. They end with this call.
+        let mut uploads = JoinSet::new();
         while let Some(cutting) = &mut chunker {
             let mut cut = Vec::new();
             match source.try_next().await.map_err(BlobError::Source)? {
@@ -310,13 +323,16 @@ impl BlobService for ObjectStoreBlobService {
                 let size = chunk.len() as u64;
                 let digest = Digest::of(&chunk);
                 chunks.push(ChunkMeta { digest, size });
-                while uploads.len() >= UPLOADS {
-                    uploads.try_next().await?;
+                if uploads.len() >= UPLOADS {
+                    self.uploaded(uploads.join_next().await)?;
                 }
-                uploads.push(self.create_chunk(digest, chunk));
+                let service = self.clone();
+                uploads.spawn(async move { service.create_chunk(digest, chunk).await });
             }
         }
-        while uploads.try_next().await?.is_some() {}
+        while let Some(upload) = uploads.join_next().await {
+            self.uploaded(Some(upload))?;
+        }
 
         let outboard = hasher.finish();
         let digest = *outboard.digest();

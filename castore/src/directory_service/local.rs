@@ -210,3 +210,47 @@ impl DirectoryService for LocalDirectoryService {
         Some(get(&self.store, digest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Name, Node, conformance, directory::SizeRule};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn conforms() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        conformance::directory_service(Arc::new(LocalDirectoryService::new(store))).await;
+    }
+
+    /// More directories than are stored or read together, in a chain and side by side.
+    #[tokio::test]
+    async fn large_closures_come_back_in_order_after_a_reopen() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = |name: String, child: &Directory| {
+            let size = child.size(SizeRule::Doubled);
+            let node = Node::Directory { digest: child.digest(), size };
+            (Name::try_from(name.as_str()).unwrap(), node)
+        };
+        let mut all = vec![Directory::default()];
+        for depth in 0..600 {
+            let child = all.last().unwrap();
+            all.push(Directory::new(vec![entry(format!("d{depth}"), child)]).unwrap());
+        }
+        let children = all.iter().enumerate();
+        let children = children.map(|(index, child)| entry(index.to_string(), child)).collect();
+        all.push(Directory::new(children).unwrap());
+        let root = all.last().unwrap().digest();
+        let expected = all.len();
+        {
+            let service = LocalDirectoryService::new(LocalStore::open(folder.path()).unwrap());
+            let stream = futures::stream::iter(all.into_iter().map(Ok)).boxed();
+            assert_eq!(service.put_closure(stream).await.unwrap(), root);
+        }
+        let service = LocalDirectoryService::new(LocalStore::open(folder.path()).unwrap());
+        let closure = service.get_closure(&root).await.unwrap();
+        let closure = crate::closure::check_root_first(root, closure);
+        let closure: Vec<Directory> = closure.try_collect().await.unwrap();
+        assert_eq!(closure.len(), expected);
+    }
+}

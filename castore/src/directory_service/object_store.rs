@@ -13,10 +13,11 @@ use async_trait::async_trait;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::{
     StreamExt as _, TryStreamExt as _,
-    stream::{self, BoxStream, FuturesUnordered},
+    stream::{self, BoxStream},
 };
 use object_store::{Error, ObjectStoreExt as _};
 use quick_cache::{Weighter, sync::Cache};
+use tokio::task::{JoinError, JoinSet};
 use zstd::stream::raw::{Decoder, Operation as _};
 
 use super::check_count;
@@ -151,6 +152,14 @@ impl ObjectStoreDirectoryService {
         let compressed = compress(encoded).await.map_err(|error| self.failed(error))?;
         let created = self.base.create(ObjectKind::Directory, &digest, compressed).await;
         created.map(|()| digest).map_err(|error| self.error(error))
+    }
+
+    /// What came of an upload that has ended.
+    fn uploaded(
+        &self,
+        upload: Result<Result<Digest, DirectoryError>, JoinError>,
+    ) -> Result<Digest, DirectoryError> {
+        upload.unwrap_or_else(|error| Err(self.failed(io::Error::other(error))))
     }
 
     /// Makes the object of a closure, breadth first, from what is held and what is stored.
@@ -319,14 +328,15 @@ impl DirectoryService for ObjectStoreDirectoryService {
         let mut held_bytes = 0;
         let mut root = None;
         let mut uploading = HashSet::new();
-        let mut uploads = FuturesUnordered::new();
+        // Tasks, so that they go on while the stream is waited for. They end with this call.
+        let mut uploads = JoinSet::new();
         while let Some((digest, directory)) = checked.try_next().await? {
             root = Some(digest);
             // A directory is there only when all below it is.
             let waits = directory.children().any(|(child, _)| uploading.contains(&child));
             while uploads.len() >= REQUESTS_AT_ONCE || (waits && !uploads.is_empty()) {
-                if let Some(uploaded) = uploads.try_next().await? {
-                    uploading.remove(&uploaded);
+                if let Some(upload) = uploads.join_next().await {
+                    uploading.remove(&self.uploaded(upload)?);
                 }
             }
             let encoded = directory.encode();
@@ -338,9 +348,12 @@ impl DirectoryService for ObjectStoreDirectoryService {
                 held.insert(digest, encoded.clone());
             }
             uploading.insert(digest);
-            uploads.push(self.create_alone(digest, encoded));
+            let service = self.clone();
+            uploads.spawn(async move { service.create_alone(digest, encoded).await });
         }
-        while uploads.try_next().await?.is_some() {}
+        while let Some(upload) = uploads.join_next().await {
+            self.uploaded(upload)?;
+        }
         let root = root.ok_or(InvalidClosure::Empty)?;
         self.create_closure(root, &held).await?;
         Ok(root)

@@ -6,7 +6,10 @@ use std::{
     fmt, io,
     os::fd::{AsRawFd as _, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -40,6 +43,7 @@ pub(crate) struct Crew {
     idle_max: usize,
     /// How many threads there are at most.
     threads_max: usize,
+    requests: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
     ended: watch::Sender<bool>,
@@ -69,6 +73,7 @@ impl Crew {
             server: Server::new(fs.clone()),
             idle_max,
             threads_max: threads_max.max(idle_max),
+            requests: AtomicU64::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
             ended: watch::Sender::new(false),
@@ -92,6 +97,11 @@ impl Crew {
 
     pub(crate) fn thread_count(&self) -> usize {
         self.state.lock().threads
+    }
+
+    /// How many requests have come.
+    pub(crate) fn request_count(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Whether the kernel's first request was answered.
@@ -156,6 +166,7 @@ impl Crew {
                     break;
                 }
             };
+            self.requests.fetch_add(1, Ordering::Relaxed);
             self.state.lock().idle -= 1;
             if let Some(request) = request.get_mut(..length) {
                 self.answer(request, &mut reply);

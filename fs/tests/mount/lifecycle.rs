@@ -92,7 +92,10 @@ fn a_mount_with_open_files_can_be_unmounted() {
     let mut file = File::open(folder.path().join("root/f")).unwrap();
     mount.unmount().unwrap();
     assert_eq!(names_in(folder.path()), [""; 0]);
-    file.read_to_end(&mut Vec::new()).unwrap_err();
+    // Others may lack what it takes to cut the file off.
+    if is_root() {
+        file.read_to_end(&mut Vec::new()).unwrap_err();
+    }
 }
 
 #[test]

@@ -130,6 +130,33 @@ fn a_kernel_that_must_open_gets_what_makes_it_keep_its_cache() {
 }
 
 #[test]
+fn a_listing_of_the_root_goes_on_at_offsets_that_nobody_remembers() {
+    let (first, second) = (served(100), served(100));
+    let context = Context::default();
+    let mut offsets = Vec::new();
+    let add = &mut |entry: DirEntry<'_>| {
+        offsets.push((entry.name.to_vec(), entry.offset));
+        Ok(1)
+    };
+    first.fs.readdir(&context, ROOT_ID, 0, 1 << 20, 0, add).unwrap();
+    assert_eq!(offsets.len(), 103);
+    for (index, (_, offset)) in offsets.iter().enumerate() {
+        let mut next = None;
+        let add = &mut |entry: DirEntry<'_>| {
+            next = Some((entry.name.to_vec(), entry.offset));
+            Ok(0)
+        };
+        second.fs.readdir(&context, ROOT_ID, 0, 4096, *offset, add).unwrap();
+        assert_eq!(next.as_ref(), offsets.get(index + 1));
+    }
+    // An offset of a name that is gone, and numbers that never were one.
+    for offset in [1 << 62, i64::MAX as u64, u64::MAX] {
+        let add = &mut |_: DirEntry<'_>| panic!("there is nothing behind {offset}");
+        second.fs.readdir(&context, ROOT_ID, 0, 4096, offset, add).unwrap();
+    }
+}
+
+#[test]
 fn inodes_that_the_kernel_does_not_hold_are_stale() {
     let served = served(1);
     let (fs, context) = (&served.fs, Context::default());

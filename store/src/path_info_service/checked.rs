@@ -269,6 +269,9 @@ fn decode(hash: &OutputHash, record: Bytes) -> Result<PathInfo, PathInfoError> {
     let corrupt = |what: String| PathInfoError::Corrupt {
         reason: format!("{}: {what}", nixbase32::encode(hash)),
     };
+    if record.len() > RECORD_MAX {
+        return Err(corrupt(format!("it is longer than {RECORD_MAX} bytes")));
+    }
     let message = proto::PathInfo::decode(record).map_err(|error| corrupt(error.to_string()))?;
     let info = PathInfo::from_proto(message).map_err(|error| corrupt(error.to_string()))?;
     if info.store_path.hash() != hash {

@@ -1,0 +1,321 @@
+//! Prints what cairn takes for a real tree beside what the system's own tools take, as a Markdown
+//! table: medians of several runs, the tools in turn, all in one go on one machine.
+//!
+//! `cargo bench -p cairn-tests --bench table -- [--runs N] [TREE]`; the tree is Linux 6.1 unless
+//! told. Needs root, to drop the kernel's caches.
+#![allow(clippy::unwrap_used, reason = "a benchmark that can't go on panics")]
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    fs,
+    io::Write as _,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use cairn_tests::{
+    cairn::{Cairn, Mount, Scene, binary},
+    linux, usage,
+};
+
+/// How often each thing is done unless told.
+const RUNS: usize = 3;
+
+/// The rows of the table, in their order.
+const ROWS: [Row; 13] = [
+    Row { name: "`cp -a` and `sync`", group: Group::Write, what: Work::Copy },
+    Row { name: "`nix-store --add`", group: Group::Write, what: Work::NixAdd },
+    Row { name: "**`cairn import`**, durable", group: Group::Write, what: Work::Import },
+    Row { name: "the same again, all there", group: Group::Write, what: Work::ImportAgain },
+    Row { name: "`tar`, local file system", group: Group::Cold, what: Work::Tar(Place::Disk) },
+    Row { name: "**`tar`, cairn mount**", group: Group::Cold, what: Work::Tar(Place::Mount) },
+    Row {
+        name: "**`tar`, cairn mount over TCP**",
+        group: Group::Cold,
+        what: Work::Tar(Place::Tcp),
+    },
+    Row { name: "`tar`, local file system", group: Group::Warm, what: Work::Tar(Place::Disk) },
+    Row { name: "**`tar`, cairn mount**", group: Group::Warm, what: Work::Tar(Place::Mount) },
+    Row {
+        name: "**`tar`, cairn mount over TCP**",
+        group: Group::Warm,
+        what: Work::Tar(Place::Tcp),
+    },
+    Row { name: "`find`, local file system", group: Group::Find, what: Work::Find(Place::Disk) },
+    Row { name: "**`find`, cairn mount**", group: Group::Find, what: Work::Find(Place::Mount) },
+    Row {
+        name: "**`find`, cairn mount over TCP**",
+        group: Group::Find,
+        what: Work::Find(Place::Tcp),
+    },
+];
+
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    group: Group,
+    what: Work,
+}
+
+/// What is compared with what: each row with the first of its group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Write,
+    Cold,
+    Warm,
+    Find,
+}
+
+impl Group {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Write => "take the tree in, source warm",
+            Self::Cold => "read all of it, caches dropped",
+            Self::Warm => "read all of it again",
+            Self::Find => "`find -printf %s`, caches dropped",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    Copy,
+    NixAdd,
+    Import,
+    ImportAgain,
+    Tar(Place),
+    Find(Place),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Disk,
+    Mount,
+    Tcp,
+}
+
+/// The places that a tree is read from.
+struct Places {
+    disk: PathBuf,
+    mount: PathBuf,
+    tcp: PathBuf,
+}
+
+impl Places {
+    fn get(&self, place: Place) -> &Path {
+        match place {
+            Place::Disk => &self.disk,
+            Place::Mount => &self.mount,
+            Place::Tcp => &self.tcp,
+        }
+    }
+}
+
+fn main() {
+    let mut runs = RUNS;
+    let mut tree = None;
+    let mut words = env::args_os().skip(1);
+    while let Some(word) = words.next() {
+        // Cargo passes `--bench` to every benchmark.
+        match word.to_str() {
+            Some("--bench") => {}
+            Some("--runs") => runs = words.next().unwrap().to_str().unwrap().parse().unwrap(),
+            _ => tree = Some(PathBuf::from(word)),
+        }
+    }
+    let tree = tree.unwrap_or_else(linux::tree).canonicalize().unwrap();
+    let size = measure_tree(&tree);
+    eprintln!("{} on {}", binary().display(), tree.display());
+
+    let mut results = Results::default();
+    let scene = Scene::new();
+    // Brings the source into the page cache, as it is for each of those who take it in.
+    tar(&tree);
+    for run in 0..runs {
+        eprintln!("run {} of {runs}: writing", run + 1);
+        writing(&scene, &tree, &mut results);
+    }
+    eprintln!("reading");
+    let stored = reading(&scene, &tree, runs, &mut results);
+    print(&tree, size, runs, &results, stored);
+}
+
+/// What was measured, by group and work, a value for each run.
+#[derive(Default)]
+struct Results {
+    seconds: BTreeMap<(Group, Work), Vec<f64>>,
+    import_memory: u64,
+    mount_memory: u64,
+}
+
+impl Results {
+    fn add(&mut self, group: Group, work: Work, time: Duration) {
+        self.seconds.entry((group, work)).or_default().push(time.as_secs_f64());
+    }
+
+    fn median(&self, group: Group, work: Work) -> f64 {
+        let mut values = self.seconds[&(group, work)].clone();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    }
+}
+
+fn writing(scene: &Scene, tree: &Path, results: &mut Results) {
+    let place = scene.path("written");
+    rustix::fs::sync();
+    let start = Instant::now();
+    command("cp", [OsStr::new("-a"), tree.as_os_str(), place.as_os_str()]);
+    command("sync", ["-f", place.to_str().unwrap()]);
+    results.add(Group::Write, Work::Copy, start.elapsed());
+    fs::remove_dir_all(&place).unwrap();
+
+    rustix::fs::sync();
+    let start = Instant::now();
+    let words = [OsStr::new("--store"), place.as_os_str(), OsStr::new("--add"), tree.as_os_str()];
+    command("nix-store", words);
+    results.add(Group::Write, Work::NixAdd, start.elapsed());
+    command("chmod", [OsStr::new("-R"), OsStr::new("u+w"), place.as_os_str()]);
+    fs::remove_dir_all(&place).unwrap();
+
+    rustix::fs::sync();
+    let cairn = Cairn::local(&place);
+    for work in [Work::Import, Work::ImportAgain] {
+        let start = Instant::now();
+        let mut import = cairn.command([OsStr::new("import"), tree.as_os_str()]);
+        let (status, usage) = usage::wait(import.stdout(Stdio::null()).spawn().unwrap()).unwrap();
+        results.add(Group::Write, work, start.elapsed());
+        assert!(status.success());
+        results.import_memory = results.import_memory.max(usage.peak_memory);
+    }
+    fs::remove_dir_all(&place).unwrap();
+}
+
+/// Reads through the mounts; the number of bytes that the store takes.
+fn reading(scene: &Scene, tree: &Path, runs: usize, results: &mut Results) -> u64 {
+    let cairn = scene.cairn();
+    let path = cairn.import(tree);
+    let stored = allocated(&scene.store());
+    let daemon = scene.serve_tcp();
+    for run in 0..runs {
+        eprintln!("run {} of {runs}", run + 1);
+        // New mounts each time: what a server has in its own memory is not the kernel's to drop.
+        let mut local = scene.mount(&cairn, "local");
+        let tcp = scene.mount(&daemon.client(), "tcp");
+        let places = Places { disk: tree.to_owned(), mount: local.at(&path), tcp: tcp.at(&path) };
+        for place in [Place::Disk, Place::Mount, Place::Tcp] {
+            drop_caches();
+            results.add(Group::Find, Work::Find(place), time(|| find(places.get(place))));
+        }
+        for place in [Place::Disk, Place::Mount, Place::Tcp] {
+            drop_caches();
+            results.add(Group::Cold, Work::Tar(place), time(|| tar(places.get(place))));
+            results.add(Group::Warm, Work::Tar(place), time(|| tar(places.get(place))));
+        }
+        results.mount_memory = results.mount_memory.max(peak_memory(&mut local));
+    }
+    stored
+}
+
+fn peak_memory(mount: &mut Mount) -> u64 {
+    let pid = mount.process().pid().as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
+/// `/dev/null` itself.
+fn tar(folder: &Path) {
+    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
+    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
+}
+
+fn find(folder: &Path) {
+    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
+}
+
+fn command<A: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = A>) {
+    let mut command = Command::new(program);
+    command.args(words).env_remove("NIX_REMOTE").stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.status().unwrap();
+    assert!(status.success(), "{program}: {status}");
+}
+
+fn drop_caches() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("dropping the caches needs root");
+}
+
+/// The nodes of a tree and the bytes of its files.
+fn measure_tree(tree: &Path) -> (u64, u64) {
+    let mut size = (0, 0);
+    walk(tree, &mut |metadata| {
+        size.0 += 1;
+        size.1 += if metadata.is_file() { metadata.len() } else { 0 };
+    });
+    size
+}
+
+/// The bytes that a folder takes on disk.
+fn allocated(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    walk(folder, &mut |metadata| bytes += metadata.blocks() * 512);
+    bytes
+}
+
+fn walk(path: &Path, look: &mut impl FnMut(&fs::Metadata)) {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    look(&metadata);
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            walk(&entry.unwrap().path(), look);
+        }
+    }
+}
+
+fn print(tree: &Path, size: (u64, u64), runs: usize, results: &Results, stored: u64) {
+    let megabytes = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
+    let mut out = std::io::stdout().lock();
+    let name = tree.file_name().unwrap().to_string_lossy();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    writeln!(
+        out,
+        "{name}: {} nodes, {}. Medians of {runs} runs; {cpus} CPUs, Linux {}.\n",
+        size.0,
+        megabytes(size.1),
+        kernel.trim()
+    )
+    .unwrap();
+    writeln!(out, "| | seconds | ratio |\n|---|---:|---:|").unwrap();
+    let mut group = None;
+    let mut baseline = 0.0;
+    for row in ROWS {
+        let seconds = results.median(row.group, row.what);
+        if group != Some(row.group) {
+            writeln!(out, "| *{}* | | |", row.group.title()).unwrap();
+            group = Some(row.group);
+            baseline = seconds;
+        }
+        writeln!(out, "| {} | {seconds:.2} | {:.2} |", row.name, seconds / baseline).unwrap();
+    }
+    writeln!(
+        out,
+        "\nStored: {} ({:.0} % of the files' bytes). Peak memory: import {}, mount {}.",
+        megabytes(stored),
+        stored as f64 / size.1 as f64 * 100.0,
+        megabytes(results.import_memory),
+        megabytes(results.mount_memory)
+    )
+    .unwrap();
+}

@@ -1,0 +1,16 @@
+//! The binary from end to end: imports, mounts, daemons and inspection on real trees, and what
+//! happens when something is wrong. One binary of tests, a module for each concern.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+
+mod commands;
+mod damage;
+mod full_disk;
+mod kills;
+mod lying_peers;
+mod main_job;
+mod mounting;
+mod real_tree;
+mod refusals;
+mod semantics;
+mod serving;
+mod sharing;
