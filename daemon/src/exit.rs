@@ -75,6 +75,14 @@ impl fmt::Display for Failure {
         f.write_str(&self.what)?;
         let mut said = self.what.clone();
         for cause in chain(self.source.as_deref().map(|source| source as _)) {
+            // A status tells its sources in its message, and displays like a debugger.
+            if let Some(status) = cause.downcast_ref::<tonic::Status>() {
+                let message = match status.message() {
+                    "" => status.code().description(),
+                    message => message,
+                };
+                return write!(f, ": {message}");
+            }
             let cause = cause.to_string();
             // Some libraries print their sources themselves; once is enough.
             if !said.ends_with(&cause) {
@@ -236,6 +244,22 @@ mod tests {
         assert_eq!(failure.to_string(), "reading failed: there can't be reached: no such luck");
         assert_eq!(failure.help.as_deref(), Some(UNAVAILABLE));
         assert_eq!(failure.code, Code::Failed);
+    }
+
+    #[test]
+    fn a_status_is_told_in_its_words() {
+        for (message, told) in
+            [("gone fishing", "gone fishing"), ("", "The service is currently unavailable")]
+        {
+            let status = tonic::Status::unavailable(message);
+            let error =
+                BlobError::Unavailable { service: "there".to_owned(), source: Box::new(status) };
+            let failure = Failure::new("reading failed", error);
+            assert_eq!(
+                failure.to_string(),
+                format!("reading failed: there can't be reached: {told}")
+            );
+        }
     }
 
     #[test]

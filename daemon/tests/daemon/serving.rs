@@ -76,7 +76,7 @@ async fn stat_as(channel: Channel, method: &'static str, digest: &[u8]) -> Resul
     client.unary(Request::new(request), path, codec).await.map(drop).map_err(|s| s.code())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn one_server_answers_on_every_address_under_every_name() {
     let folder = tempfile::tempdir().unwrap();
     let socket = format!("unix:{}", folder.path().join("socket").display());
@@ -134,7 +134,7 @@ async fn one_server_answers_on_every_address_under_every_name() {
     assert!(!folder.path().join("socket").exists());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_was_asked_for_is_served() {
     let mut daemon = Running::start(cairn().args([
         "--store",
@@ -155,7 +155,7 @@ async fn only_what_was_asked_for_is_served() {
     daemon.end();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_open_stream_does_not_keep_the_daemon_from_ending() {
     let mut daemon =
         Running::start(cairn().args(["--store", "memory:", "daemon", "--listen", "127.0.0.1:0"]));

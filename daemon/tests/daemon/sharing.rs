@@ -103,12 +103,12 @@ async fn the_store_is_taken_over(signal: Signal) {
     assert_eq!(run(cairn_on(&store).arg("list")).stdout().lines().count(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_goes_on_when_the_holder_is_killed() {
     the_store_is_taken_over(Signal::KILL).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_goes_on_when_the_holder_ends() {
     the_store_is_taken_over(Signal::TERM).await;
 }
