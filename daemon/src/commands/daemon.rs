@@ -41,7 +41,7 @@ Examples:
   cairn --store objectstore+s3://bucket daemon --serve blob,directory")]
 pub(crate) struct DaemonArgs {
     /// Where to listen: HOST:PORT (port 0 is any free one) or unix:/path; may be repeated
-    /// [default: [::]:8000, or the sockets that systemd hands over]
+    /// (default: `[::]:8000`, or the sockets that systemd hands over)
     #[arg(short, long, value_name = "ADDR")]
     listen: Vec<ListenAddress>,
     /// The services to serve, separated by commas
