@@ -3,7 +3,7 @@
 
 use std::{error::Error, fmt, io, process};
 
-use cairn_castore::{BlobError, BoxError, DirectoryError, local::LocalError};
+use cairn_castore::{BlobError, BoxError, DirectoryError, export::ExportError, local::LocalError};
 use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
 };
@@ -140,6 +140,9 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
     }
     if let Some(ImportPathError::PathInfo(error)) = error.downcast_ref::<ImportPathError>() {
         return path_info_advice(error);
+    }
+    if let Some(ExportError::NoSpace { .. }) = error.downcast_ref::<ExportError>() {
+        return Some(Advice::new(Code::Failed, "make room there, or export to another place"));
     }
     if let Some(error) = error.downcast_ref::<StoreRefError>() {
         return store_ref_advice(error);

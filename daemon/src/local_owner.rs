@@ -194,12 +194,17 @@ impl SharedStore {
         loop {
             let path = self.path.clone();
             let opened = tokio::task::spawn_blocking(move || LocalStore::open(&path)).await;
-            match opened.expect("opening a store does not panic") {
-                Ok(store) => return Ok(self.own(term, store).await),
-                Err(LocalError::Locked(_)) => {}
-                Err(source) => {
+            match opened {
+                Ok(Ok(store)) => return Ok(self.own(term, store).await),
+                Ok(Err(LocalError::Locked(_))) => {}
+                Ok(Err(source)) => {
                     return Err(SharedStoreError::Open { path: self.path.clone(), source });
                 }
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is coming to its end.
+                    Err(_) => return Err(SharedStoreError::Closed { path: self.path.clone() }),
+                },
             }
             if self.socket.answers().await {
                 tracing::debug!(path = %self.path.display(), "another process holds the store");

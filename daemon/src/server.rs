@@ -11,7 +11,7 @@ use cairn_castore::{
 };
 use cairn_proto::{cairn::v1 as cairn, snix::castore::v1 as castore, snix::store::v1 as store};
 use cairn_store::{PathInfoService, path_info_service::grpc_server::PathInfoServer};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
     codegen::http,
@@ -23,6 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 pub(crate) mod listener;
 pub(crate) mod systemd;
 mod tvix;
+mod writes;
 
 use listener::Listener;
 
@@ -76,6 +77,8 @@ pub(crate) struct Server {
     health: HealthReporter,
     /// The names that health is told of.
     names: Vec<String>,
+    /// The requests under way that store something.
+    writes: TaskTracker,
 }
 
 impl Server {
@@ -138,7 +141,8 @@ impl Server {
         let in_tvix: Vec<_> = names.iter().filter_map(|name| tvix::service_name(name)).collect();
         names.extend(in_tvix);
         names.push(String::new());
-        let server = Self { routes: routes.routes().prepare(), health, names };
+        let server =
+            Self { routes: routes.routes().prepare(), health, names, writes: TaskTracker::new() };
         server.tell_health(ServingStatus::Serving).await;
         Ok(server)
     }
@@ -151,6 +155,7 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let mut transport = tonic::transport::Server::builder()
+            .layer(writes::CountWrites(self.writes.clone()))
             .layer(tvix::layer())
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_header_list_size(HEADERS_MAX)
@@ -180,6 +185,13 @@ impl Server {
             }
         };
         served.map_err(ServeError::Transport)
+    }
+
+    /// Waits until no request is under way that stores something. To be called when the server has
+    /// been told to stop, since others may come until then.
+    pub(crate) async fn writes_done(&self) {
+        self.writes.close();
+        self.writes.wait().await;
     }
 
     async fn tell_health(&self, status: ServingStatus) {

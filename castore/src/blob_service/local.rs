@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use quick_cache::{Weighter, sync::Cache};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::{
     chunk_list::{Chunk, ChunkList, decode_stat},
@@ -38,6 +38,10 @@ const CACHED_LISTS: usize = 64;
 /// The chunks that a stream reads ahead of its reader.
 const READ_AHEAD: usize = 4;
 
+/// The streams that are stored at a time. Each holds one of the runtime's threads for blocking
+/// work, of which enough must be left for the reads that such a stream may come from.
+const PUT_STREAMS: usize = 64;
+
 /// The pieces of a stream that wait to be hashed, and the most bytes in a piece.
 const PUT_PIECES: usize = 4;
 const PUT_PIECE_BYTES: usize = 1024 * 1024;
@@ -54,6 +58,7 @@ struct Blobs {
     store: Arc<LocalStore>,
     chunks: Cache<Digest, Bytes, ChunkWeight>,
     lists: Cache<Digest, Arc<ChunkList>, ListWeight>,
+    streams: Semaphore,
 }
 
 #[derive(Debug, Clone)]
@@ -86,7 +91,8 @@ impl LocalBlobService {
     pub fn new(store: Arc<LocalStore>) -> Self {
         let chunks = Cache::with_weighter(CACHED_CHUNKS, CHUNK_CACHE_BYTES, ChunkWeight);
         let lists = Cache::with_weighter(CACHED_LISTS, LIST_CACHE_BYTES, ListWeight);
-        Self { blobs: Arc::new(Blobs { store, chunks, lists }) }
+        let streams = Semaphore::new(PUT_STREAMS);
+        Self { blobs: Arc::new(Blobs { store, chunks, lists, streams }) }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -370,6 +376,7 @@ impl BlobService for LocalBlobService {
     }
 
     async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {
+        let _permit = self.blobs.streams.acquire().await.expect("the semaphore is never closed");
         let (sender, receiver) = mpsc::channel(PUT_PIECES);
         let send = async move {
             while let Some(mut bytes) = source.try_next().await? {

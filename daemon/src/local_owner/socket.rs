@@ -27,8 +27,11 @@ const NAME: &str = "socket";
 /// The name that it is bound under before it can be connected to.
 const UNREADY_NAME: &str = "socket.new";
 
-/// How long the process that holds a store waits, when it ends, for what others have under way.
+/// How long the process that holds a store waits, when it ends, for what others are storing.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// How long it waits for what they are reading.
+const FAREWELL_TIME: Duration = Duration::from_millis(250);
 
 /// How long a process that listens may take to accept a connection.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -86,11 +89,11 @@ pub(super) struct Reachable {
 }
 
 /// The server of the process that holds a store.
-#[derive(Debug)]
 pub(super) struct OwnerSocket {
     path: PathBuf,
+    server: Server,
     stop: CancellationToken,
-    server: JoinHandle<()>,
+    serving: JoinHandle<()>,
 }
 
 impl OwnerSocket {
@@ -100,20 +103,27 @@ impl OwnerSocket {
         let server = Server::new(served).await?;
         let listener = listen(place)?;
         let stop = CancellationToken::new();
-        let serving = server.serve(Listener::Unix(listener, None), stop.clone());
-        let server = tokio::spawn(async move {
+        let serving = server.clone().serve(Listener::Unix(listener, None), stop.clone());
+        let serving = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 let error = &error as &(dyn std::error::Error + 'static);
                 tracing::error!(error, "a local store is no longer served to other processes");
             }
         });
-        Ok(Self { path: place.folder.join(NAME), stop, server })
+        Ok(Self { path: place.folder.join(NAME), server, stop, serving })
     }
 
-    /// Refuses new requests, waits for those under way and removes the socket.
+    /// Refuses new requests, waits for those that store something and removes the socket. Whoever
+    /// reads goes on with the next owner, and need not be waited for.
     pub(super) async fn close(mut self) {
         self.stop.cancel();
-        if tokio::time::timeout(DRAIN_TIME, &mut self.server).await.is_err() {
+        let quiet = async {
+            // Those who have just been told are done at once, if nothing of theirs is under way.
+            if tokio::time::timeout(FAREWELL_TIME, &mut self.serving).await.is_err() {
+                self.server.writes_done().await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_TIME, quiet).await.is_err() {
             tracing::warn!(path = %self.path.display(), "requests of other processes are cut off");
         }
         if let Err(error) = tokio::fs::remove_file(&self.path).await {
@@ -124,7 +134,7 @@ impl OwnerSocket {
 
 impl Drop for OwnerSocket {
     fn drop(&mut self) {
-        self.server.abort();
+        self.serving.abort();
     }
 }
 

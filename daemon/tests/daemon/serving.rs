@@ -169,7 +169,8 @@ async fn an_open_stream_does_not_keep_the_daemon_from_ending() {
     while let Some(Ok(answer)) = watched.next().await {
         assert_eq!(answer.status, 2);
     }
-    daemon.end();
+    let (status, stderr) = daemon.wait();
+    assert!(status.success(), "{stderr}");
 }
 
 fn stores_through(url: &str, folder: &Path) {
