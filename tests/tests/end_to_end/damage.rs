@@ -81,11 +81,18 @@ impl Copy<'_> {
         assert_eq!([self.export(0), self.export(1)], [Ok(()), Ok(())]);
     }
 
-    /// Imports both trees again, and sees them whole.
+    /// Imports both trees again until they are whole. An import repairs what reads have found, and
+    /// an export ends at the first damage that it finds: each repeats for each place that is
+    /// damaged.
     #[track_caller]
-    fn heals(&self) {
-        for (tree, path) in self.two.trees.iter().zip(&self.two.paths) {
-            assert_eq!(&self.cairn().import(tree), path);
+    fn heals(&self, places: u64) {
+        for repeat in 0..=places {
+            for (tree, path) in self.two.trees.iter().zip(&self.two.paths) {
+                assert_eq!(&self.cairn().import(tree), path);
+            }
+            if repeat == places || (self.export(0).is_ok() && self.export(1).is_ok()) {
+                break;
+            }
         }
         self.is_whole();
         let mut wanted = self.two.paths.to_vec();
@@ -138,7 +145,7 @@ fn a_flipped_bit_of_a_file_is_found_and_the_rest_goes_on() {
     assert_same(&two.trees[1], &mount.at(&two.paths[1]), Face::Mount);
     drop(mount);
 
-    copy.heals();
+    copy.heals(1);
 }
 
 #[test]
@@ -147,7 +154,8 @@ fn flipped_bits_anywhere_serve_nothing_wrong() {
     let mut random = Random::new("flips");
     for round in 0..ROUNDS {
         let copy = two.copy(&format!("copy-{round}"));
-        for _ in 0..=random.below(4) {
+        let flips = 1 + random.below(4);
+        for _ in 0..flips {
             let packs = copy.packs();
             let pack = &packs[random.below(packs.len() as u64) as usize];
             flip(pack, random.below(length(pack)));
@@ -158,7 +166,7 @@ fn flipped_bits_anywhere_serve_nothing_wrong() {
         }
         // Either comes or not; what comes is compared.
         let _ = (copy.export(0), copy.export(1));
-        copy.heals();
+        copy.heals(flips);
     }
 }
 
@@ -182,7 +190,7 @@ fn cut_packs_serve_nothing_wrong() {
         }
         // Either comes or not; what comes is compared.
         let _ = (copy.export(0), copy.export(1));
-        copy.heals();
+        copy.heals(1);
     }
 }
 
@@ -195,7 +203,7 @@ fn a_missing_pack_serves_nothing_wrong() {
     }
     copy.export(0).unwrap_err();
     copy.export(1).unwrap_err();
-    copy.heals();
+    copy.heals(1);
 }
 
 #[test]
@@ -223,7 +231,7 @@ fn an_index_that_is_lost_or_broken_is_made_again() {
     }
     assert!(broke > 0);
     broken.is_whole();
-    broken.heals();
+    broken.heals(1);
 }
 
 #[test]
