@@ -65,8 +65,8 @@ fn a_blob_without_end_is_refused() {
 
 #[test]
 fn a_message_that_is_too_large_is_refused() {
-    refused(Lie::HugeBlobMessage, &["blob blake3-"]);
-    refused(Lie::HugeDirectoryMessage, &["directory blake3-"]);
+    refused(Lie::HugeBlobMessage, &["grpc+http://", "message length too large"]);
+    refused(Lie::HugeDirectoryMessage, &["grpc+http://", "message length too large"]);
 }
 
 #[test]
