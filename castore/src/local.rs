@@ -30,6 +30,7 @@ mod pack;
 mod places;
 mod record;
 mod reopen;
+mod replay;
 mod room;
 mod scan;
 #[cfg(test)]
