@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use quick_cache::{Weighter, sync::Cache};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use self::{
     chunk_list::{Chunk, ChunkList, decode_stat},
-    put::{Piece, put_pieces},
+    put::put,
 };
 use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
@@ -38,13 +38,13 @@ const CACHED_LISTS: usize = 64;
 /// The chunks that a stream reads ahead of its reader.
 const READ_AHEAD: usize = 4;
 
-/// The streams that are stored at a time. Each holds one of the runtime's threads for blocking
-/// work, of which enough must be left for the reads that such a stream may come from.
-const PUT_STREAMS: usize = 64;
+/// The streams that are stored at a time. One whose source lets wait holds no more than the start
+/// of a chunk, at most [`CHUNK_MAX`](crate::chunking::CHUNK_MAX) bytes.
+const PUT_STREAMS: usize = 1024;
 
-/// The pieces of a stream that wait to be hashed, and the most bytes in a piece.
-const PUT_PIECES: usize = 4;
-const PUT_PIECE_BYTES: usize = 1024 * 1024;
+/// The streams that are worked on at a time. Each takes one of the runtime's threads for blocking
+/// work, of which enough must be left for the reads that streams may come from.
+const PUT_STEPS: usize = 32;
 
 /// The blobs of a local store.
 #[derive(Debug, Clone)]
@@ -59,6 +59,7 @@ struct Blobs {
     chunks: Cache<Digest, Bytes, ChunkWeight>,
     lists: Cache<Digest, Arc<ChunkList>, ListWeight>,
     streams: Semaphore,
+    steps: Semaphore,
 }
 
 #[derive(Debug, Clone)]
@@ -91,8 +92,8 @@ impl LocalBlobService {
     pub fn new(store: Arc<LocalStore>) -> Self {
         let chunks = Cache::with_weighter(CACHED_CHUNKS, CHUNK_CACHE_BYTES, ChunkWeight);
         let lists = Cache::with_weighter(CACHED_LISTS, LIST_CACHE_BYTES, ListWeight);
-        let streams = Semaphore::new(PUT_STREAMS);
-        Self { blobs: Arc::new(Blobs { store, chunks, lists, streams }) }
+        let (streams, steps) = (Semaphore::new(PUT_STREAMS), Semaphore::new(PUT_STEPS));
+        Self { blobs: Arc::new(Blobs { store, chunks, lists, streams, steps }) }
     }
 
     async fn blocking<T: Send + 'static>(
@@ -375,26 +376,8 @@ impl BlobService for LocalBlobService {
         self.blocking(move |blobs| blobs.read_many(&digests)).await
     }
 
-    async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {
-        let _permit = self.blobs.streams.acquire().await.expect("the semaphore is never closed");
-        let (sender, receiver) = mpsc::channel(PUT_PIECES);
-        let send = async move {
-            while let Some(mut bytes) = source.try_next().await? {
-                while !bytes.is_empty() {
-                    let piece = bytes.split_to(bytes.len().min(PUT_PIECE_BYTES));
-                    // The other end is gone only if it failed, and says so itself.
-                    if sender.send(Piece::Bytes(piece)).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            let _ = sender.send(Piece::End).await;
-            Ok(())
-        };
-        let put = self.blocking(move |blobs| put_pieces(blobs, receiver));
-        let (sent, stored) = futures::join!(send, put);
-        sent.map_err(BlobError::Source)?;
-        stored
+    async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {
+        put(&self.blobs, source).await
     }
 
     async fn put_many(&self, blobs: Vec<Blob>) -> Result<(), BlobError> {
@@ -456,6 +439,41 @@ mod tests {
         let service = open(folder.path());
         assert_eq!(service.stat(&stat.digest).await.unwrap(), Some(stat.clone()));
         assert_eq!(service.read_to_bytes(&stat.digest, ByteRange::ALL).await.unwrap(), large);
+    }
+
+    /// More of them than there are threads that may block.
+    #[test]
+    fn streams_that_let_wait_hold_no_thread() {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).max_blocking_threads(4).build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let service = open(folder.path());
+            let start = content("start", 200_000);
+            let mut stalled = Vec::new();
+            let (told, mut begun) = tokio::sync::mpsc::unbounded_channel();
+            for _ in 0..100 {
+                let (service, start, told) = (service.clone(), start.clone(), told.clone());
+                stalled.push(tokio::spawn(async move {
+                    let tell = async move {
+                        told.send(()).unwrap();
+                        futures::future::pending().await
+                    };
+                    let first = futures::stream::iter([Ok(start)]);
+                    service.put(first.chain(futures::stream::once(tell)).boxed()).await
+                }));
+            }
+            for _ in 0..stalled.len() {
+                begun.recv().await.unwrap();
+            }
+            let large = content("large", 3_000_000);
+            let pieces: Vec<_> =
+                large.chunks(70_000).map(|piece| Ok(piece.to_vec().into())).collect();
+            let stat = service.put(futures::stream::iter(pieces).boxed()).await.unwrap();
+            assert_eq!(service.read_to_bytes(&stat.digest, ByteRange::ALL).await.unwrap(), large);
+            assert!(stalled.iter().all(|put| !put.is_finished()));
+            stalled.iter().for_each(|put| put.abort());
+        });
     }
 
     #[tokio::test]

@@ -113,6 +113,21 @@ impl Index {
         guarded(&self.path, || self.db.apply_batch(batch))
     }
 
+    /// Applies changes of different keys one by one, which several threads can do at a time.
+    pub(super) fn apply_each(&self, changes: &[(Key, Change)]) -> Result<(), LocalError> {
+        guarded(&self.path, || {
+            changes.iter().try_for_each(|(key, change)| {
+                match change {
+                    Change::Set(place) => {
+                        self.db.insert(key.indexed(), encode_place(place).as_slice())?
+                    }
+                    Change::Remove => self.db.remove(key.indexed())?,
+                };
+                Ok(())
+            })
+        })
+    }
+
     /// The next at most `limit` records of a kind, behind `after`, in the order of their keys.
     pub(super) fn list(
         &self,
@@ -137,9 +152,15 @@ impl Index {
             .collect()
     }
 
+    /// Hands everything to the system, so that it outlives this process.
+    pub(super) fn flush(&self) -> Result<(), LocalError> {
+        guarded(&self.path, || self.db.flush())?;
+        Ok(())
+    }
+
     /// Writes everything to the disk, which sled's own flush does not.
     pub(super) fn close(&self) -> Result<(), LocalError> {
-        guarded(&self.path, || self.db.flush())?;
+        self.flush()?;
         sync_files(&self.path).map_err(|error| LocalError::io("write", &self.path, error))
     }
 

@@ -6,6 +6,8 @@ use std::{cell::RefCell, fmt};
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::pack::Place;
+
 /// The most bytes in a key.
 pub const KEY_MAX: usize = 32;
 
@@ -30,6 +32,14 @@ const WORTHWHILE: usize = 16;
 /// Below this many bytes a value is not worth the attempt to compress it.
 const COMPRESS_MIN: usize = 64;
 
+/// From this many bytes on, a value is compressed only if a sample of it is smaller compressed: the
+/// attempt takes longer than all else that is done with a value that can't be compressed.
+const SAMPLED_MIN: usize = 64 * 1024;
+
+/// A sample is this many pieces, spread over the value, of this many bytes.
+const SAMPLE_PIECES: usize = 4;
+const SAMPLE_PIECE_BYTES: usize = 4 * 1024;
+
 /// The buffers that a thread keeps between two records are no larger than this, in bytes.
 const SCRATCH_MAX: usize = 1024 * 1024;
 
@@ -50,9 +60,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar];
+
     fn from_byte(byte: u8) -> Option<Self> {
-        let all = [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar];
-        all.into_iter().find(|kind| *kind as u8 == byte)
+        Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
     /// Whether the key is the digest of the value.
@@ -206,8 +218,8 @@ impl Header {
         self.payload_checksum == payload_checksum
     }
 
-    /// The value in a payload, checked by the payload's checksum.
-    pub(super) fn value(&self, record: Bytes) -> Result<Bytes, Flaw> {
+    /// The payload of a record, checked by its checksum.
+    pub(super) fn payload(&self, record: &Bytes) -> Result<Bytes, Flaw> {
         let payload = record.slice(self.head_len().min(record.len())..);
         if payload.len() != self.stored as usize {
             return Err("the record is cut off");
@@ -215,6 +227,12 @@ impl Header {
         if !self.admits(crc32c::crc32c(&payload)) {
             return Err("the checksum of the record's payload is wrong");
         }
+        Ok(payload)
+    }
+
+    /// The value in a record, checked by the payload's checksum.
+    pub(super) fn value(&self, record: &Bytes) -> Result<Bytes, Flaw> {
+        let payload = self.payload(record)?;
         match self.codec {
             Codec::Raw => Ok(payload),
             Codec::Zstd => decompress(&payload, self.raw as usize),
@@ -230,12 +248,25 @@ fn head_checksum(fixed: &[u8; HEADER_LEN], key: &[u8], pack: u32, offset: u64) -
     crc32c::crc32c_append(checksum, &offset.to_le_bytes())
 }
 
+/// Where a record comes from, which decides whether it still counts when it is its turn to be
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Whoever puts or deletes.
+    Caller,
+    /// A pack that is rewritten: it counts if the key's record is still the one at this place.
+    Moved(Place),
+    /// A deletion in a pack that is rewritten: it counts if the key still has no record.
+    KeptDeletion,
+}
+
 /// A record ready to be written, but for the checksum that depends on its place.
 pub(super) struct Encoded {
     pub(super) key: Key,
     pub(super) codec: Codec,
     pub(super) stored: u32,
     pub(super) raw: u32,
+    pub(super) origin: Origin,
     bytes: Vec<u8>,
 }
 
@@ -257,6 +288,22 @@ impl Encoded {
         Self::of_payload(key, Codec::Deletion, &[], 0)
     }
 
+    /// A copy of a record, whose payload has been checked.
+    pub(super) fn moved(header: &Header, payload: &[u8], from: Place) -> Self {
+        let copy = Self::of_payload(header.key, header.codec, payload, header.raw as usize);
+        Self { origin: Origin::Moved(from), ..copy }
+    }
+
+    /// The record that deletes a key whose value at this place is damaged.
+    pub(super) fn loss(key: Key, from: Place) -> Self {
+        Self { origin: Origin::Moved(from), ..Self::deletion(key) }
+    }
+
+    /// A copy of a deletion.
+    pub(super) fn kept_deletion(key: Key) -> Self {
+        Self { origin: Origin::KeptDeletion, ..Self::deletion(key) }
+    }
+
     fn of_payload(key: Key, codec: Codec, payload: &[u8], raw: usize) -> Self {
         let (stored, raw) = (payload.len() as u32, raw as u32);
         let mut bytes = Vec::with_capacity(HEADER_LEN + key.key().len() + payload.len());
@@ -268,7 +315,7 @@ impl Encoded {
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(key.key());
         bytes.extend_from_slice(payload);
-        Self { key, codec, stored, raw, bytes }
+        Self { key, codec, stored, raw, origin: Origin::Caller, bytes }
     }
 
     /// The record's length in bytes.
@@ -307,6 +354,9 @@ impl Thread {
             self.compressor = Compressor::new(LEVEL).ok();
         }
         let compressor = self.compressor.as_mut()?;
+        if value.len() >= SAMPLED_MIN && !promises(compressor, value) {
+            return None;
+        }
         let most = value.len() - value.len() / WORTHWHILE;
         if self.scratch.capacity() > SCRATCH_MAX && most <= SCRATCH_MAX {
             self.scratch = Vec::new();
@@ -317,6 +367,17 @@ impl Thread {
         compressor.compress_to_buffer(value, &mut self.scratch).ok()?;
         (self.scratch.len() <= most).then_some(&*self.scratch)
     }
+}
+
+/// Whether a sample of a large value gets smaller at all.
+fn promises(compressor: &mut Compressor<'static>, value: &[u8]) -> bool {
+    let stride = value.len() / SAMPLE_PIECES;
+    let mut sample = Vec::with_capacity(SAMPLE_PIECES * SAMPLE_PIECE_BYTES);
+    for part in value.chunks_exact(stride).take(SAMPLE_PIECES) {
+        sample.extend_from_slice(&part[..SAMPLE_PIECE_BYTES.min(part.len())]);
+    }
+    let mut compressed = Vec::with_capacity(sample.len());
+    compressor.compress_to_buffer(&sample, &mut compressed).is_ok()
 }
 
 /// What is read is at most `raw` bytes, whatever the payload claims.
@@ -344,20 +405,20 @@ mod tests {
         let header = Header::parse(&bytes, 3, 70).unwrap();
         assert_eq!(header.record_len(), bytes.len() as u64);
         assert!(header.key == key);
-        assert_eq!(header.value(bytes.clone()).unwrap(), value);
+        assert_eq!(header.value(&bytes).unwrap(), value);
         for (pack, offset) in [(2, 70), (3, 71)] {
             assert!(Header::parse(&bytes, pack, offset).is_err(), "a record counts in its place");
         }
         for end in 0..bytes.len().min(200) {
             let cut = bytes.slice(..end);
-            let value = Header::parse(&cut, 3, 70).and_then(|header| header.value(cut.clone()));
+            let value = Header::parse(&cut, 3, 70).and_then(|header| header.value(&cut));
             assert!(value.is_err());
         }
         for at in 0..bytes.len().min(200) {
             let mut wrong = bytes.to_vec();
             wrong[at] ^= 0x10;
             let wrong = Bytes::from(wrong);
-            let read = Header::parse(&wrong, 3, 70).and_then(|header| header.value(wrong.clone()));
+            let read = Header::parse(&wrong, 3, 70).and_then(|header| header.value(&wrong));
             assert!(read.is_err(), "a flipped bit at {at} went unseen");
         }
         encoded
@@ -372,6 +433,12 @@ mod tests {
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         assert_eq!(roundtrip(&noise).codec, Codec::Raw);
         assert_eq!(roundtrip(&[8; 100]).codec, Codec::Zstd);
+        // What can be compressed in parts is, whichever they are.
+        for part in [0..30_000, 35_000..70_000, 70_000..100_000] {
+            let mut mixed = noise.clone();
+            mixed[part].fill(7);
+            assert_eq!(roundtrip(&mixed).codec, Codec::Zstd);
+        }
     }
 
     #[test]

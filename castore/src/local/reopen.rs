@@ -13,10 +13,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{
     error::LocalError,
-    index::{Change, Index, Mark},
+    index::Index,
     pack::{ActivePack, PACK_HEADER_LEN, PACK_LIMIT, Packs, check_header, pack_path},
-    record::{Codec, Key},
-    scan::scan,
+    replay::replay,
 };
 
 /// The number of the folder's format.
@@ -30,9 +29,6 @@ const FORMAT_MAX: u64 = 256;
 /// What may be in a folder before it is a store: an open that was cut short leaves it, and a
 /// daemon's socket.
 const BEFORE_FORMAT: [&str; 3] = ["lock", "format.new", "socket"];
-
-/// The changes that go into the index at a time.
-const REPLAY_BATCH: usize = 4096;
 
 /// A store's parts, ready for use.
 pub(super) struct Opened {
@@ -196,137 +192,6 @@ fn open_index(
     let index = Index::open(&index_path)?;
     replay(&index, packs, None, whole)?;
     Ok(index)
-}
-
-/// Brings what lies behind the mark into the index, and cuts a torn tail off the last pack.
-fn replay(
-    index: &Index,
-    packs: &Packs,
-    mark: Option<Mark>,
-    whole: &mut HashMap<u32, bool>,
-) -> Result<(), LocalError> {
-    let lengths = packs.lengths();
-    let first = mark.map_or(0, |mark| mark.pack);
-    if let Some(mark) = mark {
-        let length = lengths.get(&mark.pack).copied();
-        if length.is_none_or(|length| length < mark.offset) {
-            tracing::error!(
-                pack = %pack_path(packs.folder(), mark.pack).display(),
-                expected = mark.offset,
-                found = length.unwrap_or(0),
-                "a pack is cut short: some records are lost",
-            );
-            // Nothing is added to it: what the index has behind its end must stay lost.
-            whole.insert(mark.pack, false);
-        }
-    }
-    let last = lengths.keys().last().copied();
-    for (id, length) in lengths.range(first..).map(|(id, length)| (*id, *length)) {
-        let from = match mark {
-            Some(mark) if mark.pack == id => mark.offset,
-            _ => PACK_HEADER_LEN,
-        };
-        let path = pack_path(packs.folder(), id);
-        let mut batch = Replay { index, packs, changes: Vec::new(), latest: HashMap::new() };
-        let file = packs.open(id)?;
-        let mut end = from;
-        let summary = scan::<ScanError>(&file, id, from, length, |found| {
-            let change = match found.header.codec {
-                Codec::Deletion if found.place.suspect => return Ok(()),
-                Codec::Deletion => Change::Remove,
-                Codec::Raw | Codec::Zstd => Change::Set(found.place),
-            };
-            end = end.max(found.end);
-            batch.push(found.header.key, change, Mark { pack: id, offset: end })?;
-            Ok(())
-        });
-        let summary = summary.map_err(|error| match error {
-            ScanError::Store(error) => error,
-            ScanError::Io(error) => LocalError::io("read", &path, error),
-        })?;
-        let is_whole = whole.get(&id) == Some(&true);
-        if from <= length {
-            batch.apply(Mark { pack: id, offset: summary.end })?;
-        }
-        if summary.gaps > 0 {
-            tracing::error!(
-                pack = %path.display(),
-                gaps = summary.gaps,
-                "a pack is damaged: some records are lost",
-            );
-            whole.insert(id, false);
-        }
-        if summary.end < length && Some(id) == last && is_whole {
-            tracing::warn!(
-                pack = %path.display(),
-                bytes = length - summary.end,
-                "the end of the last pack was not written whole and is cut off",
-            );
-            let failed = |error| LocalError::io("cut", &path, error);
-            let file = OpenOptions::new().write(true).open(&path).map_err(failed)?;
-            file.set_len(summary.end).and_then(|()| file.sync_all()).map_err(failed)?;
-            packs.set_length(id, summary.end);
-        } else if summary.end < length {
-            tracing::warn!(
-                pack = %path.display(),
-                bytes = length - summary.end,
-                "the end of a pack has no whole record",
-            );
-            whole.insert(id, false);
-        }
-    }
-    Ok(())
-}
-
-enum ScanError {
-    Store(LocalError),
-    Io(io::Error),
-}
-
-impl From<io::Error> for ScanError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<LocalError> for ScanError {
-    fn from(error: LocalError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// Changes on their way into the index.
-struct Replay<'a> {
-    index: &'a Index,
-    packs: &'a Packs,
-    changes: Vec<(Key, Change)>,
-    latest: HashMap<Key, Change>,
-}
-
-impl Replay<'_> {
-    fn push(&mut self, key: Key, change: Change, mark: Mark) -> Result<(), LocalError> {
-        if matches!(change, Change::Set(place) if place.suspect) && self.has_good(&key)? {
-            return Ok(());
-        }
-        self.latest.insert(key, change);
-        self.changes.push((key, change));
-        if self.changes.len() >= REPLAY_BATCH { self.apply(mark) } else { Ok(()) }
-    }
-
-    fn has_good(&self, key: &Key) -> Result<bool, LocalError> {
-        let place = match self.latest.get(key) {
-            Some(change) => change.place(),
-            None => self.index.get(key)?,
-        };
-        Ok(place.is_some_and(|place| self.packs.holds(key, &place)))
-    }
-
-    fn apply(&mut self, mark: Mark) -> Result<(), LocalError> {
-        self.index.apply(self.changes.iter().map(|(key, change)| (key, change)), Some(mark))?;
-        self.changes.clear();
-        self.latest.clear();
-        Ok(())
-    }
 }
 
 /// Whether what sled has written can be trusted. It syncs nothing, so after a power loss anything
