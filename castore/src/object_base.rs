@@ -1,15 +1,22 @@
 //! A bucket or folder of objects, and where in it a store lies. The layout's paths and encodings
 //! are here; which objects make up a blob or a directory is the affair of the backends.
 
-use std::{fmt, path::Path as FilePath, sync::Arc};
+mod folder;
+
+use std::{
+    fmt, io,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
     Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, WriteMultipart,
     local::LocalFileSystem, path::Path,
 };
 
+use self::folder::{Folder, NewFile};
 use crate::{BoxError, Digest, address::ObjectAddress};
 
 /// The level of compression. Chunks are read far more often than written, and a higher level costs
@@ -61,6 +68,19 @@ pub struct ObjectBase {
     objects: Arc<dyn ObjectStore>,
     path: Path,
     url: Arc<str>,
+    /// Where the objects are files, what makes many of them at once.
+    folder: Option<Folder>,
+}
+
+/// An object to be made. What it holds follows from its name.
+#[derive(Debug, Clone)]
+pub struct NewObject {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its digest: the other part of its name.
+    pub digest: Digest,
+    /// What it is to hold.
+    pub bytes: Bytes,
 }
 
 /// Objects that can't be opened.
@@ -102,14 +122,15 @@ impl ObjectBase {
             let path = Path::from_absolute_path(&folder).map_err(|error| failed(error.into()))?;
             // What is acknowledged has to outlast a loss of power.
             let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
-            return Ok(Self { objects, path, url: display.into() });
+            let folder = Some(Folder::new(folder));
+            return Ok(Self { objects, path, url: display.into(), folder });
         }
         let options: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let mut bare = url.clone();
         bare.set_query(None);
         let (objects, path) =
             object_store::parse_url_opts(&bare, options).map_err(|error| failed(error.into()))?;
-        Ok(Self { objects: objects.into(), path, url: display.into() })
+        Ok(Self { objects: objects.into(), path, url: display.into(), folder: None })
     }
 
     /// The address, as it displays.
@@ -135,13 +156,38 @@ impl ObjectBase {
         path.join(prefix).join(hex.as_str())
     }
 
-    /// Whether an object is there.
-    pub async fn has(&self, kind: ObjectKind, digest: &Digest) -> Result<bool, Error> {
-        match self.objects.head(&self.location(kind, digest)).await {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
+    /// The same below the store's own folder.
+    fn file(kind: ObjectKind, digest: &Digest) -> PathBuf {
+        let hex = digest.to_hex();
+        let (prefix, _) = hex.split_at(4);
+        [kind.folder(), "b3", prefix, hex.as_str()].iter().collect()
+    }
+
+    /// For each digest, in their order, whether there is an object of one of these kinds.
+    pub async fn has_many(
+        &self,
+        kinds: &'static [ObjectKind],
+        digests: Vec<Digest>,
+    ) -> Result<Vec<bool>, Error> {
+        if let Some(folder) = self.folder.clone() {
+            let has = move |digest: &Digest| {
+                let paths: Vec<_> = kinds.iter().map(|kind| Self::file(*kind, digest)).collect();
+                folder.has_any(&paths)
+            };
+            return blocking(move || digests.iter().map(has).collect()).await;
         }
+        let has = |digest: Digest| async move {
+            for kind in kinds {
+                match self.objects.head(&self.location(*kind, &digest)).await {
+                    Ok(_) => return Ok(true),
+                    Err(Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(false)
+        };
+        let asked: Vec<_> = digests.into_iter().map(has).collect();
+        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
     }
 
     /// A whole object of at most `max` bytes; a larger one is an error. `None` if it is not there.
@@ -176,6 +222,31 @@ impl ObjectBase {
         digest: &Digest,
         bytes: Bytes,
     ) -> Result<(), Error> {
+        self.create_many(vec![vec![NewObject { kind, digest: *digest, bytes }]]).await
+    }
+
+    /// Makes objects, but for those that are there: the groups in any order, the objects of a group
+    /// one after the other.
+    pub async fn create_many(&self, groups: Vec<Vec<NewObject>>) -> Result<(), Error> {
+        if let Some(folder) = self.folder.clone() {
+            let file = |NewObject { kind, digest, bytes }: NewObject| NewFile {
+                path: Self::file(kind, &digest),
+                bytes,
+            };
+            let files = groups.into_iter().flatten().map(file).collect();
+            return blocking(move || folder.create(files)).await;
+        }
+        let create = |group: Vec<NewObject>| async move {
+            for NewObject { kind, digest, bytes } in group {
+                self.upload(kind, &digest, bytes).await?;
+            }
+            Ok(())
+        };
+        let creates: Vec<_> = groups.into_iter().map(create).collect();
+        stream::iter(creates).buffer_unordered(REQUESTS_AT_ONCE).try_collect().await
+    }
+
+    async fn upload(&self, kind: ObjectKind, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
         let location = self.location(kind, digest);
         if bytes.len() > SINGLE_UPLOAD_MAX {
             let upload = self.objects.put_multipart(&location).await?;
@@ -199,11 +270,29 @@ impl ObjectBase {
     }
 }
 
+/// Runs what waits for the disk on a thread that may.
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(run).await;
+    let done = done.map_err(io::Error::other).and_then(|done| done);
+    done.map_err(|error| Error::Generic { store: "LocalFileSystem", source: error.into() })
+}
+
 /// One zstd frame of these bytes.
-pub(crate) async fn compress(bytes: Bytes) -> std::io::Result<Bytes> {
-    let compressed =
-        tokio::task::spawn_blocking(move || zstd::bulk::compress(&bytes, ZSTD_LEVEL)).await;
-    Ok(compressed.map_err(std::io::Error::other)??.into())
+pub(crate) async fn compress(bytes: Bytes) -> io::Result<Bytes> {
+    let compressed = compress_many(vec![bytes]).await?;
+    Ok(compressed.into_iter().next().unwrap_or_default())
+}
+
+/// One zstd frame of each of these bytes.
+pub(crate) async fn compress_many(many: Vec<Bytes>) -> io::Result<Vec<Bytes>> {
+    let compress = move || {
+        // Setting one up costs as much as compressing a small file.
+        let mut compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)?;
+        many.iter().map(|bytes| compressor.compress(bytes).map(Bytes::from)).collect()
+    };
+    tokio::task::spawn_blocking(compress).await.map_err(io::Error::other)?
 }
 
 /// The bytes of one zstd frame, at most `max` of them.

@@ -11,15 +11,16 @@ use std::{
     ffi::OsStr,
     fs,
     io::Write as _,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use cairn_tests::{
-    cairn::{Cairn, Mount, Scene, binary},
-    linux, usage,
+    cairn::{Cairn, Scene, binary},
+    linux,
+    measure::{allocated, command, drop_caches, measure_tree, median, peak_memory, time},
+    usage,
 };
 
 /// How often each thing is done unless told.
@@ -158,9 +159,7 @@ impl Results {
     }
 
     fn median(&self, group: Group, work: Work) -> f64 {
-        let mut values = self.seconds[&(group, work)].clone();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        median(&self.seconds[&(group, work)])
     }
 }
 
@@ -215,22 +214,9 @@ fn reading(scene: &Scene, tree: &Path, runs: usize, results: &mut Results) -> u6
             results.add(Group::Cold, Work::Tar(place), time(|| tar(places.get(place))));
             results.add(Group::Warm, Work::Tar(place), time(|| tar(places.get(place))));
         }
-        results.mount_memory = results.mount_memory.max(peak_memory(&mut local));
+        results.mount_memory = results.mount_memory.max(peak_memory(local.process()));
     }
     stored
-}
-
-fn peak_memory(mount: &mut Mount) -> u64 {
-    let pid = mount.process().pid().as_raw_nonzero();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
-fn time(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    work();
-    start.elapsed()
 }
 
 /// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
@@ -242,45 +228,6 @@ fn tar(folder: &Path) {
 
 fn find(folder: &Path) {
     command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
-}
-
-fn command<A: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = A>) {
-    let mut command = Command::new(program);
-    command.args(words).env_remove("NIX_REMOTE").stdin(Stdio::null()).stdout(Stdio::null());
-    let status = command.status().unwrap();
-    assert!(status.success(), "{program}: {status}");
-}
-
-fn drop_caches() {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("dropping the caches needs root");
-}
-
-/// The nodes of a tree and the bytes of its files.
-fn measure_tree(tree: &Path) -> (u64, u64) {
-    let mut size = (0, 0);
-    walk(tree, &mut |metadata| {
-        size.0 += 1;
-        size.1 += if metadata.is_file() { metadata.len() } else { 0 };
-    });
-    size
-}
-
-/// The bytes that a folder takes on disk.
-fn allocated(folder: &Path) -> u64 {
-    let mut bytes = 0;
-    walk(folder, &mut |metadata| bytes += metadata.blocks() * 512);
-    bytes
-}
-
-fn walk(path: &Path, look: &mut impl FnMut(&fs::Metadata)) {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    look(&metadata);
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            walk(&entry.unwrap().path(), look);
-        }
-    }
 }
 
 fn print(tree: &Path, size: (u64, u64), runs: usize, results: &Results, stored: u64) {

@@ -7,6 +7,7 @@ pub mod cairn;
 pub mod compare;
 pub mod kill;
 pub mod linux;
+pub mod measure;
 pub mod nix;
 pub mod peer;
 pub mod process;

@@ -20,7 +20,8 @@ use crate::{
     blob_service::{BlobSource, BlobStream},
     chunking::{CHUNK_MAX, Chunker},
     object_base::{
-        ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress, compressed_max, decompress,
+        NewObject, ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress, compress_many,
+        compressed_max, decompress,
     },
     outboard::{
         Outboard, OutboardHasher,
@@ -224,18 +225,6 @@ impl ObjectStoreBlobService {
         created.map_err(|error| self.error(error))
     }
 
-    async fn has_one(&self, digest: Digest) -> Result<bool, BlobError> {
-        if digest == Digest::EMPTY {
-            return Ok(true);
-        }
-        for kind in [ObjectKind::Blob, ObjectKind::Chunk] {
-            if self.base.has(kind, &digest).await.map_err(|error| self.error(error))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
         if digest == Digest::EMPTY {
             return Ok(Some(Bytes::new()));
@@ -286,8 +275,11 @@ impl BlobService for ObjectStoreBlobService {
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
         check_count(digests.len(), HAS_MANY_DIGESTS)?;
-        let asked: Vec<_> = digests.iter().map(|&digest| self.has_one(digest)).collect();
-        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
+        let kinds = &[ObjectKind::Blob, ObjectKind::Chunk];
+        let present = self.base.has_many(kinds, digests.to_vec()).await;
+        let present = present.map_err(|error| self.error(error))?;
+        let present = digests.iter().zip(present);
+        Ok(present.map(|(digest, has)| has || *digest == Digest::EMPTY).collect())
     }
 
     async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
@@ -354,15 +346,21 @@ impl BlobService for ObjectStoreBlobService {
         for blob in &blobs {
             check_small(blob.digest(), blob.bytes().len() as u64)?;
         }
-        let put = |blob: Blob| async move {
-            let digest = *blob.digest();
-            if digest != Digest::EMPTY {
-                self.create_chunk(digest, blob.into_bytes()).await?;
+        let bytes = blobs.iter().map(|blob| blob.bytes().clone()).collect();
+        let compressed = compress_many(bytes).await.map_err(|error| BlobError::Other {
+            service: self.base.to_string(),
+            source: error.into(),
+        })?;
+        let objects = |(blob, compressed): (&Blob, Bytes)| {
+            let object = |kind, bytes| NewObject { kind, digest: *blob.digest(), bytes };
+            let list = object(ObjectKind::Blob, Bytes::new());
+            match blob.bytes().is_empty() {
+                true => vec![list],
+                false => vec![object(ObjectKind::Chunk, compressed), list],
             }
-            self.create_blob(&digest, &[]).await
         };
-        let puts: Vec<_> = blobs.into_iter().map(put).collect();
-        stream::iter(puts).buffer_unordered(REQUESTS_AT_ONCE).try_collect().await
+        let groups = blobs.iter().zip(compressed).map(objects).collect();
+        self.base.create_many(groups).await.map_err(|error| self.error(error))
     }
 
     fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {

@@ -11,10 +11,7 @@ use std::{
 use async_stream::try_stream;
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures::{
-    StreamExt as _, TryStreamExt as _,
-    stream::{self, BoxStream},
-};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::{Error, ObjectStoreExt as _};
 use quick_cache::{Weighter, sync::Cache};
 use tokio::task::{JoinError, JoinSet};
@@ -137,15 +134,7 @@ impl ObjectStoreDirectoryService {
     }
 
     async fn has_one(&self, digest: Digest) -> Result<bool, DirectoryError> {
-        if digest == Digest::EMPTY || self.remembered.contains_key(&digest) {
-            return Ok(true);
-        }
-        for kind in [ObjectKind::Directory, ObjectKind::Closure] {
-            if self.base.has(kind, &digest).await.map_err(|error| self.error(error))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(self.has_many(&[digest]).await? == [true])
     }
 
     async fn create_alone(&self, digest: Digest, encoded: Bytes) -> Result<Digest, DirectoryError> {
@@ -317,8 +306,15 @@ impl DirectoryService for ObjectStoreDirectoryService {
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, DirectoryError> {
         check_count(digests.len())?;
-        let asked: Vec<_> = digests.iter().map(|&digest| self.has_one(digest)).collect();
-        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
+        let known =
+            |digest: &Digest| *digest == Digest::EMPTY || self.remembered.contains_key(digest);
+        let known: Vec<_> = digests.iter().map(known).collect();
+        let asked = digests.iter().zip(&known).filter(|(_, known)| !**known);
+        let asked = asked.map(|(digest, _)| *digest).collect();
+        let kinds = &[ObjectKind::Directory, ObjectKind::Closure];
+        let present = self.base.has_many(kinds, asked).await.map_err(|error| self.error(error))?;
+        let mut present = present.into_iter();
+        Ok(known.into_iter().map(|known| known || present.next().unwrap_or(false)).collect())
     }
 
     async fn put_closure(&self, directories: DirectoryStream) -> Result<Digest, DirectoryError> {

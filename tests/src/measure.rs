@@ -1,0 +1,93 @@
+//! What the benchmarks measure with: other programs run to their end, the sizes of trees, the
+//! kernel's caches and the memory of a process. What is measured is the affair of `benches`.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::process::Running;
+
+/// How long something takes.
+pub fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// The middle of some values, of which there is one at least: of an even number, the later.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_owned();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Runs another program, which has to succeed. Its output goes nowhere.
+pub fn command<A: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = A>) {
+    let mut command = Command::new(program);
+    command.args(words).env_remove("NIX_REMOTE").stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.status().unwrap();
+    assert!(status.success(), "{program}: {status}");
+}
+
+/// Makes the kernel forget what it has read. Needs root.
+pub fn drop_caches() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("dropping the caches needs root");
+}
+
+/// The nodes of a tree and the bytes of its files.
+pub fn measure_tree(tree: &Path) -> (u64, u64) {
+    let mut size = (0, 0);
+    walk(tree, &mut |_, metadata| {
+        size.0 += 1;
+        size.1 += if metadata.is_file() { metadata.len() } else { 0 };
+    });
+    size
+}
+
+/// The bytes that a folder takes on disk.
+pub fn allocated(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    walk(folder, &mut |_, metadata| bytes += metadata.blocks() * 512);
+    bytes
+}
+
+/// Shows every node of a tree, a folder before what is in it.
+pub fn walk(path: &Path, look: &mut impl FnMut(&Path, &fs::Metadata)) {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    look(path, &metadata);
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            walk(&entry.unwrap().path(), look);
+        }
+    }
+}
+
+/// The most memory that a running process has had resident, in bytes.
+pub fn peak_memory(process: &Running) -> u64 {
+    let pid = process.pid().as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("d")).unwrap();
+        fs::write(folder.path().join("d/f"), "hi\n").unwrap();
+        std::os::unix::fs::symlink("d/f", folder.path().join("link")).unwrap();
+        assert_eq!(measure_tree(folder.path()), (4, 3));
+        assert!(allocated(folder.path()) > 0);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+    }
+}
