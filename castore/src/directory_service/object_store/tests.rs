@@ -1,3 +1,4 @@
+use futures::stream;
 use object_store::{ObjectStoreExt as _, PutPayload};
 
 use super::*;
