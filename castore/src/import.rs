@@ -8,6 +8,7 @@
 //! number of bytes is on its way to the services at any time.
 
 mod error;
+mod fingerprint;
 mod pipeline;
 mod progress;
 mod read;
@@ -25,8 +26,10 @@ use crate::{BlobService, DirectoryService, Name, Node, SymlinkTarget};
 
 pub use self::{
     error::{Change, ImportError, SpecialFile},
+    fingerprint::{SETTLED_AFTER, TreeFingerprint, fingerprint},
     pipeline::{READERS_MAX, READERS_MIN},
     progress::ImportProgress,
+    upload::{UPLOAD_BYTES, UploadBudget},
     walk::DEPTH_MAX,
 };
 use self::{
@@ -90,6 +93,9 @@ pub struct ImportOptions {
     pub readers: usize,
     /// Where the import tells how far it is. May be shared by several imports.
     pub progress: Arc<ImportProgress>,
+    /// The bytes that may be on their way to the blob service. To be shared by imports that run at
+    /// the same time.
+    pub uploads: UploadBudget,
 }
 
 impl Default for ImportOptions {
@@ -97,7 +103,11 @@ impl Default for ImportOptions {
     /// disk when the files are not cached.
     fn default() -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Self { readers: processors.max(4), progress: Arc::default() }
+        Self {
+            readers: processors.max(4),
+            progress: Arc::default(),
+            uploads: UploadBudget::default(),
+        }
     }
 }
 
@@ -121,7 +131,7 @@ pub async fn import<O: TreeObserver + 'static>(
     options: ImportOptions,
     observer: O,
 ) -> Result<(Node, O), ImportError> {
-    let mut uploads = Uploads::new(blobs, directories, Arc::clone(&options.progress));
+    let mut uploads = Uploads::new(blobs, directories, &options);
     let stop = Stop::default();
     let (mut queue, thread) = pipeline::spawn(path, &options, observer, stop.flag())?;
 

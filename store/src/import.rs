@@ -1,18 +1,30 @@
 //! Imports a tree as a store path: its contents, its NAR's hash on the way, and its record at the
-//! end. How a tree is read and stored is the affair of `castore`.
+//! end; one that has not changed since the last time, without reading it. How a tree is read and
+//! stored is the affair of `castore`.
+
+mod known_trees;
 
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
-use cairn_castore::import::{self, ImportError};
+use cairn_castore::{
+    Node,
+    import::{self, ImportError, TreeFingerprint},
+};
 
 use crate::{
-    PathInfo, PathInfoError, Services, StorePath, nar::hash::NarHasher,
-    path_info_service::NarWitness, store_path::InvalidStorePath,
+    PathInfo, PathInfoError, Services, StorePath,
+    nar::hash::NarHasher,
+    path_info_service::{NarWitness, contents},
+    store_path::InvalidStorePath,
 };
+
+pub use self::known_trees::{KNOWN_TREES_MAX, KnownTrees};
+use self::known_trees::{KnownTree, Slot};
 
 /// How a path is imported.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +33,9 @@ pub struct ImportOptions {
     pub name: Option<String>,
     /// How its tree is imported.
     pub tree: import::ImportOptions,
+    /// Where trees are remembered, so that one that has not changed need not be read again.
+    /// Without it, every byte is read.
+    pub known_trees: Option<KnownTrees>,
 }
 
 /// Why a path could not be imported.
@@ -55,11 +70,22 @@ pub async fn import_path(
     path: &Path,
     options: ImportOptions,
 ) -> Result<PathInfo, ImportPathError> {
-    let name = store_name(path, options.name).await?;
-    let (blobs, directories) = (Arc::clone(&services.blobs), Arc::clone(&services.directories));
-    let (node, hasher) =
-        import::import(path, blobs, directories, options.tree, NarHasher::new()).await?;
-    let witness = NarWitness::new(node, hasher.finish());
+    import_path_at(services, path, options, SystemTime::now()).await
+}
+
+/// Imports at this time, before which nothing of the tree was read.
+async fn import_path_at(
+    services: &Services,
+    path: &Path,
+    options: ImportOptions,
+    now: SystemTime,
+) -> Result<PathInfo, ImportPathError> {
+    let ImportOptions { name, tree, known_trees } = options;
+    let name = store_name(path, name).await?;
+    let witness = match slot(services, path, known_trees).await {
+        Some(slot) => import_remembered(services, path, tree, slot, now).await?,
+        None => import_tree(services, path, tree).await?,
+    };
     let info = PathInfo::of_imported(&name, &witness).map_err(ImportPathError::GivenName)?;
     match services.path_infos.put(info.clone(), Some(witness)).await {
         // The same contents came with another record: from a builder, or from who keeps no `ca`.
@@ -70,6 +96,98 @@ pub async fn import_path(
             Ok(stored.filter(is_same).ok_or(conflict)?)
         }
         stored => Ok(stored?),
+    }
+}
+
+async fn import_tree(
+    services: &Services,
+    path: &Path,
+    options: import::ImportOptions,
+) -> Result<NarWitness, ImportError> {
+    let (blobs, directories) = (Arc::clone(&services.blobs), Arc::clone(&services.directories));
+    let (node, hasher) =
+        import::import(path, blobs, directories, options, NarHasher::new()).await?;
+    Ok(NarWitness::new(node, hasher.finish()))
+}
+
+/// Imports a tree, or finds that it is the one that is remembered and that the store has it.
+async fn import_remembered(
+    services: &Services,
+    path: &Path,
+    options: import::ImportOptions,
+    slot: Slot,
+    now: SystemTime,
+) -> Result<NarWitness, ImportError> {
+    let loading = slot.clone();
+    let known = tokio::task::spawn_blocking(move || loading.load()).await.unwrap_or_default();
+    let known = match known {
+        Some(known) if has_root(services, &known.node).await => Some(known),
+        _ => None,
+    };
+    // What is wrong with the tree is told by the import, which comes upon it, too.
+    let fingerprint = async { import::fingerprint(path, now).await.ok() };
+    let (witness, fingerprint) = match known {
+        Some(known) => {
+            let fingerprint = fingerprint.await;
+            if let Some(found) = &fingerprint
+                && found.digest == known.fingerprint
+                && is_stored(services, path, &known).await
+            {
+                options.progress.add_unchanged(found.entries);
+                return Ok(NarWitness::new(known.node, known.nar));
+            }
+            (import_tree(services, path, options).await?, fingerprint)
+        }
+        None => {
+            let fingerprint = async { Ok(fingerprint.await) };
+            futures::try_join!(import_tree(services, path, options), fingerprint)?
+        }
+    };
+    remember(slot, fingerprint, &witness).await;
+    Ok(witness)
+}
+
+/// Whether it is worth while to look whether a tree has changed.
+async fn has_root(services: &Services, node: &Node) -> bool {
+    match node {
+        Node::Directory { digest, .. } => {
+            services.directories.has_many(&[*digest]).await.is_ok_and(|has| has == [true])
+        }
+        Node::File { digest, .. } => {
+            services.blobs.has_many(&[*digest]).await.is_ok_and(|has| has == [true])
+        }
+        Node::Symlink { .. } => true,
+    }
+}
+
+/// Whether a store still has all of a tree.
+async fn is_stored(services: &Services, path: &Path, known: &KnownTree) -> bool {
+    let name = path.to_string_lossy();
+    let checked =
+        contents::check(&name, &known.node, &*services.blobs, &*services.directories).await;
+    if let Err(error) = &checked {
+        tracing::debug!(path = %path.display(), %error, "an unchanged tree is imported again");
+    }
+    checked.is_ok()
+}
+
+/// Where the tree is remembered. `None` if it can't be: the import is then as good, and slower the
+/// next time.
+async fn slot(services: &Services, path: &Path, known_trees: Option<KnownTrees>) -> Option<Slot> {
+    let known_trees = known_trees?;
+    let (services, path) = (services.clone(), path.to_owned());
+    let slot = tokio::task::spawn_blocking(move || known_trees.slot(&services, &path));
+    slot.await.ok()?.ok()
+}
+
+async fn remember(slot: Slot, fingerprint: Option<TreeFingerprint>, witness: &NarWitness) {
+    let Some(fingerprint) = fingerprint else { return };
+    let tree = KnownTree::new(&fingerprint, witness.node().clone(), witness.nar());
+    let Some(tree) = tree else { return };
+    match tokio::task::spawn_blocking(move || slot.save(&tree)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a tree could not be remembered"),
+        Err(error) => tracing::debug!(%error, "a tree could not be remembered"),
     }
 }
 
@@ -98,11 +216,10 @@ async fn store_name(path: &Path, given: Option<String>) -> Result<String, Import
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
     use cairn_castore::{
-        Node, blob_service::memory::MemoryBlobService,
-        directory_service::memory::MemoryDirectoryService,
+        blob_service::memory::MemoryBlobService, directory_service::memory::MemoryDirectoryService,
     };
     use cairn_proto::snix::store::v1::nar_info::ca::Hash;
 
@@ -180,6 +297,144 @@ mod tests {
         services.path_infos.put(plain.clone(), None).await.unwrap();
         let again = import_path(&services, &file, ImportOptions::default()).await.unwrap();
         assert_eq!(again, plain);
+    }
+
+    /// A tree, and the folder where imports remember it.
+    struct Remembered {
+        folder: tempfile::TempDir,
+        tree: PathBuf,
+        services: Services,
+    }
+
+    impl Remembered {
+        /// Imported once, when all of it had been there for long.
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let tree = vector(folder.path());
+            let remembered = Self { folder, tree, services: services() };
+            assert_eq!(remembered.read(LATER).await, 700_021);
+            remembered
+        }
+
+        fn known_trees(&self) -> KnownTrees {
+            KnownTrees::new(self.folder.path().join("known"))
+        }
+
+        /// How many bytes another import reads so much later.
+        async fn read(&self, later: Duration) -> u64 {
+            let progress = Arc::new(import::ImportProgress::default());
+            let options = ImportOptions {
+                tree: import::ImportOptions {
+                    progress: Arc::clone(&progress),
+                    ..import::ImportOptions::default()
+                },
+                known_trees: Some(self.known_trees()),
+                ..ImportOptions::default()
+            };
+            let now = SystemTime::now() + later;
+            let info = import_path_at(&self.services, &self.tree, options, now).await.unwrap();
+            let plain = import_path(&super::tests::services(), &self.tree, named("tree")).await;
+            assert_eq!(info, plain.unwrap(), "it is the tree as it is now");
+            assert!(progress.entries() > 0);
+            progress.bytes_read()
+        }
+    }
+
+    /// So late that what was just written has been as it is for long.
+    const LATER: Duration = Duration::from_secs(60);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_unchanged_tree_is_not_read_again() {
+        let remembered = Remembered::new().await;
+        assert_eq!(remembered.read(LATER).await, 0);
+        assert_eq!(remembered.read(Duration::ZERO).await, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_tree_that_has_just_changed_is_not_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = vector(folder.path());
+        let remembered = Remembered { folder, tree, services: services() };
+        assert_eq!(remembered.read(Duration::ZERO).await, 700_021);
+        assert_eq!(remembered.read(LATER).await, 700_021);
+        assert_eq!(remembered.read(LATER).await, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whatever_changes_in_a_tree_is_seen() {
+        let same_times = |path: &Path, change: &dyn Fn()| {
+            let modified = fs::metadata(path).unwrap().modified().unwrap();
+            // As long as the clock that stamps files may take to tick.
+            std::thread::sleep(Duration::from_millis(20));
+            change();
+            fs::File::open(path).unwrap().set_modified(modified).unwrap();
+        };
+        let changes: [(&str, &dyn Fn(&Path)); 10] = [
+            ("touched", &|tree| {
+                fs::File::open(tree.join("run"))
+                    .unwrap()
+                    .set_modified(SystemTime::UNIX_EPOCH)
+                    .unwrap();
+            }),
+            ("same size and time", &|tree| {
+                let path = tree.join("d/f");
+                same_times(&path, &|| fs::write(&path, "ho\n").unwrap());
+            }),
+            ("executable", &|tree| {
+                fs::set_permissions(tree.join("d/f"), fs::Permissions::from_mode(0o755)).unwrap();
+            }),
+            ("replaced", &|tree| {
+                let path = tree.join("d/f");
+                same_times(&path, &|| {
+                    fs::write(tree.join("new"), "ha\n").unwrap();
+                    fs::rename(tree.join("new"), &path).unwrap();
+                });
+            }),
+            ("exchanged", &|tree| {
+                fs::rename(tree.join("run"), tree.join("other")).unwrap();
+                fs::rename(tree.join("zero"), tree.join("run")).unwrap();
+                fs::rename(tree.join("other"), tree.join("zero")).unwrap();
+            }),
+            ("renamed", &|tree| fs::rename(tree.join("d/f"), tree.join("d/g")).unwrap()),
+            ("moved", &|tree| fs::rename(tree.join("d/f"), tree.join("f")).unwrap()),
+            ("removed", &|tree| fs::remove_file(tree.join("zero")).unwrap()),
+            ("another target", &|tree| {
+                fs::remove_file(tree.join("link")).unwrap();
+                std::os::unix::fs::symlink("d/g", tree.join("link")).unwrap();
+            }),
+            ("a new directory", &|tree| fs::create_dir(tree.join("empty/new")).unwrap()),
+        ];
+        for (what, change) in changes {
+            let remembered = Remembered::new().await;
+            change(&remembered.tree);
+            assert!(remembered.read(LATER).await > 700_000, "{what}");
+            assert_eq!(remembered.read(LATER).await, 0, "{what}, again");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_the_store_no_longer_has_is_imported_again() {
+        let mut remembered = Remembered::new().await;
+        // The directories alone are left.
+        let blobs = Arc::new(MemoryBlobService::new());
+        let directories = remembered.services.directories.clone();
+        let path_infos = Arc::new(MemoryPathInfoService::new(blobs.clone(), directories.clone()));
+        remembered.services = Services { blobs, directories, path_infos };
+        assert_eq!(remembered.read(LATER).await, 700_021);
+        assert_eq!(remembered.read(LATER).await, 0);
+        remembered.services = services();
+        assert_eq!(remembered.read(LATER).await, 700_021);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_damaged_memory_is_as_good_as_none() {
+        let remembered = Remembered::new().await;
+        let known = remembered.folder.path().join("known");
+        for entry in fs::read_dir(known).unwrap() {
+            fs::write(entry.unwrap().path(), "cairn known tree 1\nand so on").unwrap();
+        }
+        assert_eq!(remembered.read(LATER).await, 700_021);
+        assert_eq!(remembered.read(LATER).await, 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 //! modules below; the checks that all of them make on a put are in one place, too.
 
 pub mod checked;
-mod contents;
+pub(crate) mod contents;
 pub mod grpc;
 pub mod grpc_server;
 pub mod local;
@@ -66,7 +66,8 @@ pub trait PathInfoService: fmt::Debug + fmt::Display + Send + Sync + 'static {
 }
 
 /// The knowledge that a tree is stored whole and what its NAR is. Only what stored and hashed
-/// the tree in this process makes one.
+/// the tree in this process makes one, or what found it whole in the store and had hashed it
+/// before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarWitness {
     node: Node,

@@ -152,7 +152,7 @@ pub(super) fn spawn<O: TreeObserver + 'static>(
     Ok((queue, thread))
 }
 
-fn named(name: &str) -> thread::Builder {
+pub(super) fn named(name: &str) -> thread::Builder {
     thread::Builder::new().name(name.to_owned())
 }
 

@@ -11,6 +11,7 @@ pub struct ImportProgress {
     pub(super) blobs_new: Counter,
     pub(super) bytes_new: Counter,
     pub(super) blobs_known: Counter,
+    entries_unchanged: Counter,
 }
 
 impl ImportProgress {
@@ -38,6 +39,18 @@ impl ImportProgress {
     /// given them to it before. The empty blob is not counted.
     pub fn blobs_known(&self) -> u64 {
         self.blobs_known.get()
+    }
+
+    /// Entries of trees that were known to be unchanged since an earlier import, and not read.
+    /// They are among [`entries`](Self::entries).
+    pub fn entries_unchanged(&self) -> u64 {
+        self.entries_unchanged.get()
+    }
+
+    /// Counts the entries of a tree that is known and stored, and need not be imported.
+    pub fn add_unchanged(&self, entries: u64) {
+        self.entries.add(entries);
+        self.entries_unchanged.add(entries);
     }
 }
 

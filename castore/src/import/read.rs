@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
             return Err(Halt::Stopped);
         }
         match item {
-            Item::DirectoryStart { name, place } => {
+            Item::DirectoryStart { name, place, .. } => {
                 self.reads.push(Read::DirectoryStart { name, place });
             }
             Item::DirectoryEnd => self.reads.push(Read::DirectoryEnd),

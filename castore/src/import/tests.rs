@@ -146,7 +146,8 @@ async fn a_second_import_stores_nothing_and_answers_the_same() {
     let mut nodes = Vec::new();
     let progress = Arc::new(ImportProgress::default());
     for _ in 0..2 {
-        let options = ImportOptions { readers: 1, progress: Arc::clone(&progress) };
+        let shared = Arc::clone(&progress);
+        let options = ImportOptions { readers: 1, progress: shared, ..ImportOptions::default() };
         let (blobs, directories) = (services.blobs.clone(), services.directories.clone());
         let (node, ()) = import(&tree, blobs, directories, options, ()).await.unwrap();
         nodes.push(node);

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    ImportOptions,
     error::ImportError,
     pipeline::{BATCH_BYTES, HELD_MAX, HeldRoot, STREAM_PIECES},
     progress::ImportProgress,
@@ -32,8 +33,9 @@ use crate::{
     place::Location,
 };
 
-/// The most bytes that are on their way to the blob service at a time.
-const UPLOAD_BYTES: usize = 32 * 1024 * 1024;
+/// The most bytes of an import, or of imports that share an [`UploadBudget`], that are on their way
+/// to the blob service at a time.
+pub const UPLOAD_BYTES: usize = 32 * 1024 * 1024;
 
 /// What an upload counts for at least, in bytes: so there are at most 64 at a time.
 const UPLOAD_BYTES_MIN: usize = 512 * 1024;
@@ -48,6 +50,18 @@ const _: () = assert!(
         && HELD_MAX as usize <= UPLOAD_BYTES
         && STREAM_BYTES <= UPLOAD_BYTES
 );
+
+/// The bytes that may be on their way to the blob service. Clones share it, as imports at the same
+/// time should.
+#[derive(Debug, Clone)]
+pub struct UploadBudget(Arc<Semaphore>);
+
+impl Default for UploadBudget {
+    /// [`UPLOAD_BYTES`].
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(UPLOAD_BYTES)))
+    }
+}
 
 /// The next of a stream of things, or its end. A stream that just stops was abandoned.
 #[derive(Debug)]
@@ -87,7 +101,7 @@ pub(super) struct Uploads {
     blobs: Arc<dyn BlobService>,
     directories: Arc<dyn DirectoryService>,
     progress: Arc<ImportProgress>,
-    budget: Arc<Semaphore>,
+    budget: UploadBudget,
     running: JoinSet<Result<Done, ImportError>>,
     /// How many of those that run store blobs.
     blobs_running: usize,
@@ -98,13 +112,13 @@ impl Uploads {
     pub(super) fn new(
         blobs: Arc<dyn BlobService>,
         directories: Arc<dyn DirectoryService>,
-        progress: Arc<ImportProgress>,
+        options: &ImportOptions,
     ) -> Self {
         Self {
             blobs,
             directories,
-            progress,
-            budget: Arc::new(Semaphore::new(UPLOAD_BYTES)),
+            progress: Arc::clone(&options.progress),
+            budget: options.uploads.clone(),
             running: JoinSet::new(),
             blobs_running: 0,
             stored_root: None,
@@ -152,7 +166,7 @@ impl Uploads {
 
     async fn permit(&self, bytes: usize) -> OwnedSemaphorePermit {
         let permits = u32::try_from(bytes.max(UPLOAD_BYTES_MIN)).expect("far below 4 GiB");
-        let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await;
+        let permit = Arc::clone(&self.budget.0).acquire_many_owned(permits).await;
         permit.expect("the budget is never closed")
     }
 

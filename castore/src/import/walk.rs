@@ -15,7 +15,10 @@ use rustix::{
     io::{Errno, retry_on_intr},
 };
 
-use super::error::{Change, ImportError};
+use super::{
+    error::{Change, ImportError},
+    fingerprint::Stamp,
+};
 use crate::{Name, place::Place};
 
 /// The most directories in directories that an import follows.
@@ -34,6 +37,7 @@ pub(super) enum Item {
     DirectoryStart {
         name: Option<Name>,
         place: Arc<Place>,
+        stamp: Stamp,
     },
     DirectoryEnd,
     File(Source),
@@ -188,7 +192,7 @@ fn leave(levels: &mut Vec<Level>) -> Result<(), ImportError> {
         let place = Arc::clone(&parent.place);
         let failed = |errno| ImportError::of_entry(place.path(), errno);
         let fd = open_directory(left.directory().as_fd(), b"..").map_err(failed)?;
-        if identity(&fd).map_err(failed)? != parent.identity {
+        if stamp(&fd).map_err(failed)?.identity() != parent.stamp.identity() {
             return Err(ImportError::Changed { path: place.path(), change: Change::Replaced });
         }
         parent.directory = Some(Arc::new(OpenDirectory { fd: Some(fd), place }));
@@ -201,9 +205,8 @@ fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| openat(at, name, flags, Mode::empty()))
 }
 
-/// What tells one directory from every other: its device and inode.
-fn identity(fd: &OwnedFd) -> Result<(u64, u64), Errno> {
-    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+fn stamp(fd: &OwnedFd) -> Result<Stamp, Errno> {
+    fstat(fd).map(|stat| Stamp::of(&stat))
 }
 
 impl Source {
@@ -221,7 +224,8 @@ impl Source {
 #[derive(Debug)]
 struct Level {
     place: Arc<Place>,
-    identity: (u64, u64),
+    /// As it was before its names were listed.
+    stamp: Stamp,
     /// `None` if it had to be closed. The last level is always open.
     directory: Option<Arc<OpenDirectory>>,
     /// All its names, one behind the other.
@@ -238,7 +242,7 @@ impl Level {
     ) -> Result<Self, ImportError> {
         let failed = |errno| source.failed(errno);
         let fd = open_directory(source.directory(), source.file_name()).map_err(failed)?;
-        let identity = identity(&fd).map_err(failed)?;
+        let stamp = stamp(&fd).map_err(failed)?;
         let mut names = Vec::new();
         let mut entries = Vec::new();
         let mut listing = RawDir::new(&fd, buffer);
@@ -256,7 +260,7 @@ impl Level {
         let directory = Arc::new(OpenDirectory { fd: Some(fd), place: Arc::clone(&place) });
         Ok(Self {
             place,
-            identity,
+            stamp,
             directory: Some(directory),
             names: names.into(),
             entries: entries.into_iter(),
@@ -264,7 +268,7 @@ impl Level {
     }
 
     fn start(&self, name: Option<Name>) -> Item {
-        Item::DirectoryStart { name, place: Arc::clone(&self.place) }
+        Item::DirectoryStart { name, place: Arc::clone(&self.place), stamp: self.stamp }
     }
 
     fn directory(&self) -> Arc<OpenDirectory> {

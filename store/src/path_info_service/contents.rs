@@ -15,7 +15,7 @@ use crate::nar::NarError;
 const BLOBS_AT_ONCE: usize = 16_384;
 
 /// Fails unless all that `root` leads to is there. `name` is what the error calls it.
-pub(super) async fn check(
+pub(crate) async fn check(
     name: &str,
     root: &Node,
     blobs: &dyn BlobService,
