@@ -362,6 +362,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whatever_changes_in_a_tree_is_seen() {
+        type Change<'a> = (&'a str, &'a dyn Fn(&Path));
         let same_times = |path: &Path, change: &dyn Fn()| {
             let modified = fs::metadata(path).unwrap().modified().unwrap();
             // As long as the clock that stamps files may take to tick.
@@ -369,7 +370,7 @@ mod tests {
             change();
             fs::File::open(path).unwrap().set_modified(modified).unwrap();
         };
-        let changes: [(&str, &dyn Fn(&Path)); 10] = [
+        let changes: [Change<'_>; 10] = [
             ("touched", &|tree| {
                 fs::File::open(tree.join("run"))
                     .unwrap()
