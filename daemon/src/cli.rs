@@ -34,7 +34,8 @@ Examples:
   cairn --store grpc+http://host:8000 mount /mnt
                                           show the trees of another machine
 
-Exit codes: 0 all done, 1 failure, 2 wrong usage, 3 not found, 4 damaged data."
+Exit codes: 0 all done, 1 failure, 2 wrong usage, 3 not found, 4 damaged data,
+130 and 143 ended by SIGINT and SIGTERM."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -65,6 +66,8 @@ pub(crate) struct Context {
     services: ServiceArgs,
     /// Whether to show progress on standard error.
     pub(crate) shows_progress: bool,
+    /// Whether to say in a line on standard error what was done.
+    pub(crate) shows_summary: bool,
 }
 
 impl Context {
@@ -83,8 +86,11 @@ impl Context {
 impl Cli {
     /// Runs the command. The sockets are those that whoever started the process handed over.
     pub(crate) async fn run(self, sockets: HandedOver) -> Result<(), Failure> {
-        let context =
-            Context { shows_progress: self.logging.shows_progress(), services: self.services };
+        let context = Context {
+            services: self.services,
+            shows_progress: self.logging.shows_progress(),
+            shows_summary: self.logging.shows_summary(),
+        };
         match self.command {
             Command::Import(args) => args.run(&context).await,
             Command::Mount(args) => args.run(&context).await,

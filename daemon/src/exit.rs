@@ -8,6 +8,8 @@ use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
 };
 
+use crate::signals::EndSignal;
+
 /// What the exit code says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -21,6 +23,10 @@ pub(crate) enum Code {
     NotFound = 3,
     /// What was asked for is there, but not what it should be.
     Damaged = 4,
+    /// SIGINT ended the command before it was done; what a shell says of such a process.
+    Interrupted = 130,
+    /// SIGTERM did.
+    Terminated = 143,
 }
 
 /// A command that could not do as asked.
@@ -44,6 +50,15 @@ impl Failure {
     /// Failed for a reason that is said in full.
     pub(crate) fn plain(code: Code, what: impl Into<String>) -> Self {
         Self { what: what.into(), source: None, help: None, code }
+    }
+
+    /// A signal ended the command before it was done.
+    pub(crate) fn signal(signal: EndSignal) -> Self {
+        let code = match signal {
+            EndSignal::Interrupt => Code::Interrupted,
+            EndSignal::Terminate => Code::Terminated,
+        };
+        Self::plain(code, format!("{signal} came before all was done"))
     }
 
     /// Output could not be written. If nobody reads it any more, that is no failure.

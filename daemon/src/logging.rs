@@ -50,6 +50,11 @@ impl LoggingArgs {
             .init();
     }
 
+    /// Whether to say in a line what was done: to someone who watches, or who asked for more.
+    pub(crate) fn shows_summary(&self) -> bool {
+        self.shows_progress() || self.verbose > 0
+    }
+
     /// Whether to show progress: to someone who watches and did not ask for silence.
     pub(crate) fn shows_progress(&self) -> bool {
         !self.quiet && io::stderr().is_terminal()

@@ -241,11 +241,16 @@ fn default_folder() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/cairn"));
     }
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let data = absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local").join("share")));
-    data.map(|data| data.join("cairn")).ok_or_else(|| {
+    user_folder("XDG_DATA_HOME", ".local/share").ok_or_else(|| {
         Failure::plain(Code::Usage, "no store to work on: neither XDG_DATA_HOME nor HOME is set")
             .help("name a store with --store sled:/path")
     })
+}
+
+/// The folder of cairn in the one that the variable names, or else in that place below the user's
+/// home. `None` if neither is known.
+pub(crate) fn user_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = absolute(variable).or_else(|| Some(absolute("HOME")?.join(below_home)))?;
+    Some(folder.join("cairn"))
 }

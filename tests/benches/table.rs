@@ -26,11 +26,12 @@ use cairn_tests::{
 const RUNS: usize = 3;
 
 /// The rows of the table, in their order.
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 14] = [
     Row { name: "`cp -a` and `sync`", group: Group::Write, what: Work::Copy },
     Row { name: "`nix-store --add`", group: Group::Write, what: Work::NixAdd },
     Row { name: "**`cairn import`**, durable", group: Group::Write, what: Work::Import },
-    Row { name: "the same again, all there", group: Group::Write, what: Work::ImportAgain },
+    Row { name: "the same again, unchanged", group: Group::Write, what: Work::ImportAgain },
+    Row { name: "the same again, every file read", group: Group::Write, what: Work::ImportRead },
     Row { name: "`tar`, local file system", group: Group::Cold, what: Work::Tar(Place::Disk) },
     Row { name: "**`tar`, cairn mount**", group: Group::Cold, what: Work::Tar(Place::Mount) },
     Row {
@@ -87,6 +88,7 @@ enum Work {
     NixAdd,
     Import,
     ImportAgain,
+    ImportRead,
     Tar(Place),
     Find(Place),
 }
@@ -183,9 +185,12 @@ fn writing(scene: &Scene, tree: &Path, results: &mut Results) {
 
     rustix::fs::sync();
     let cairn = Cairn::local(&place);
-    for work in [Work::Import, Work::ImportAgain] {
+    for work in [Work::Import, Work::ImportAgain, Work::ImportRead] {
         let start = Instant::now();
         let mut import = cairn.command([OsStr::new("import"), tree.as_os_str()]);
+        if work == Work::ImportRead {
+            import.arg("--no-stat-cache");
+        }
         let (status, usage) = usage::wait(import.stdout(Stdio::null()).spawn().unwrap()).unwrap();
         results.add(Group::Write, work, start.elapsed());
         assert!(status.success());

@@ -152,6 +152,8 @@ impl Cairn {
         for name in ["BLOB", "DIRECTORY", "PATH_INFO"] {
             command.env_remove(format!("{name}_SERVICE_ADDR"));
         }
+        // Nor may it learn of trees from other runs, or its user from these.
+        command.env("XDG_CACHE_HOME", env::temp_dir().join("cairn-test-cache"));
         command.env_remove("RUST_LOG").env("CAIRN_STORE", &self.store).args(arguments);
         command
     }

@@ -148,7 +148,7 @@ async fn serve(
 
     let ended = tokio::select! {
         signal = signals.next() => {
-            tracing::info!(signal, "ending");
+            tracing::info!(%signal, "ending");
             Ok(())
         }
         Some(ended) = serving.join_next() => ended.map_err(io::Error::other).map_or_else(

@@ -1,17 +1,19 @@
 //! `cairn import`: puts trees into a store and prints their store paths.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use cairn_castore::import::ImportProgress;
+use cairn_castore::import::{ImportOptions as TreeOptions, ImportProgress, READERS_MIN};
 use cairn_store::{
     PathInfo, Services,
-    import::{ImportOptions, import_path},
+    import::{ImportOptions, KnownTrees, import_path},
 };
 use clap::Args;
+use futures::{StreamExt as _, stream};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
 use super::path_info::PathInfoRecord;
@@ -19,16 +21,25 @@ use crate::{
     cli::Context,
     exit::{Code, Failure},
     output::Output,
+    services::user_folder,
+    signals::EndSignals,
 };
 
 /// How often progress is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The most trees that are imported at a time, however many processors there are.
+const TREES_AT_ONCE_MAX: usize = 4;
 
 /// Store files and directories, and print their store paths
 ///
 /// What is stored of a tree is its directories, its files' bytes, whether their owner may execute
 /// them, and its symlinks' targets; no other modes, no owners, no times. Each path is durable
 /// when its line is printed. The store path is the one that `nix-store --add` computes.
+///
+/// Of several paths some are imported at the same time; their lines come in the order given. If
+/// one fails, the others are imported and printed all the same, and the exit code is that of the
+/// last failure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -45,6 +56,27 @@ pub(crate) struct ImportArgs {
     /// Print what is known of each store path, as one JSON object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    stat_cache: StatCacheArgs,
+}
+
+/// Whether a tree that has not changed is read.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct StatCacheArgs {
+    /// Read every file, also of trees that have not changed
+    ///
+    /// Without this, a tree is not read again if the store has all of it and no name, size, inode
+    /// or time in it has changed since it was imported the last time. What is needed to know that
+    /// is in $XDG_CACHE_HOME/cairn/trees or ~/.cache/cairn/trees.
+    #[arg(long)]
+    no_stat_cache: bool,
+}
+
+impl StatCacheArgs {
+    fn known_trees(self) -> Option<KnownTrees> {
+        let folder = user_folder("XDG_CACHE_HOME", ".cache").filter(|_| !self.no_stat_cache);
+        folder.map(|folder| KnownTrees::new(folder.join("trees")))
+    }
 }
 
 impl ImportArgs {
@@ -59,62 +91,176 @@ impl ImportArgs {
         context
             .with_services(async |services| {
                 let mut output = Output::new();
-                for path in &self.paths {
-                    let info = import(path, self.name.as_deref(), services, context).await?;
+                let mut signals = EndSignals::listen()
+                    .map_err(|error| Failure::new("signals can't be listened for", error))?;
+                let imports = Imports {
+                    paths: &self.paths,
+                    name: self.name.as_deref(),
+                    stat_cache: self.stat_cache,
+                };
+                let print = async |info: PathInfo| {
                     match self.json {
                         true => output.json(&PathInfoRecord::of(&info)).await?,
                         false => output.line(info.store_path.to_absolute()).await?,
                     }
                     // A line says that the path is durable: it must not wait for the next.
-                    output.flush().await?;
-                }
-                Ok(())
+                    output.flush().await
+                };
+                imports.run(services, context, &mut signals, print).await
             })
             .await
     }
 }
 
-/// Imports a path, and shows how far that is where someone watches.
-pub(super) async fn import(
-    path: &Path,
-    name: Option<&str>,
-    services: &Services,
-    context: &Context,
-) -> Result<PathInfo, Failure> {
-    let options = ImportOptions { name: name.map(str::to_owned), ..ImportOptions::default() };
-    let progress = options.tree.progress.clone();
-    let import = import_path(services, path, options);
-    let imported = match context.shows_progress {
-        true => show_progress(path, progress, import).await,
-        false => import.await,
-    };
-    imported.map_err(|error| Failure::new(format!("import of {} failed", path.display()), error))
+/// What is to be imported.
+pub(super) struct Imports<'a> {
+    pub(super) paths: &'a [PathBuf],
+    /// The name of the one path, if not its own.
+    pub(super) name: Option<&'a str>,
+    pub(super) stat_cache: StatCacheArgs,
+}
+
+impl Imports<'_> {
+    /// Imports all paths, and shows how far that is where someone watches. `done` gets what was
+    /// imported in the order of the paths. A path that fails does not keep the others from being
+    /// imported; a signal does, and so does a failure of `done`.
+    pub(super) async fn run(
+        &self,
+        services: &Services,
+        context: &Context,
+        signals: &mut EndSignals,
+        done: impl AsyncFnMut(PathInfo) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let progress = Arc::new(ImportProgress::default());
+        let start = Instant::now();
+        let import = self.import(services, Arc::clone(&progress), done);
+        let import = async {
+            match context.shows_progress {
+                true => show_progress(&self.label(), &progress, import).await,
+                false => import.await,
+            }
+        };
+        let imported = tokio::select! {
+            imported = import => imported,
+            // The threads of the imports end by themselves; what they had stored is kept.
+            signal = signals.next() => Err(Failure::signal(signal)),
+        };
+        if context.shows_summary && !self.paths.is_empty() {
+            eprintln!("cairn: {}", summary(&progress, start.elapsed()));
+        }
+        imported
+    }
+
+    async fn import(
+        &self,
+        services: &Services,
+        progress: Arc<ImportProgress>,
+        mut done: impl AsyncFnMut(PathInfo) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let at_once = self.paths.len().clamp(1, processors.min(TREES_AT_ONCE_MAX));
+        let mut tree = TreeOptions { progress, ..TreeOptions::default() };
+        tree.readers = (tree.readers / at_once).max(READERS_MIN);
+        let options = ImportOptions {
+            name: self.name.map(str::to_owned),
+            // All share the budget of what is on its way to the store.
+            tree,
+            known_trees: self.stat_cache.known_trees(),
+        };
+        let mut imports = stream::iter(self.paths)
+            .map(|path| {
+                let options = options.clone();
+                async move {
+                    import_path(services, path, options).await.map_err(|error| {
+                        Failure::new(format!("import of {} failed", path.display()), error)
+                    })
+                }
+            })
+            .buffered(at_once);
+        let mut last: Option<Failure> = None;
+        while let Some(imported) = imports.next().await {
+            let (failure, goes_on) = match imported {
+                Ok(info) => match done(info).await {
+                    Ok(()) => continue,
+                    Err(failure) => (failure, false),
+                },
+                Err(failure) => (failure, true),
+            };
+            // The last one is reported by whoever gets it.
+            if let Some(earlier) = last.replace(failure) {
+                earlier.report();
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        last.map_or(Ok(()), Err)
+    }
+
+    fn label(&self) -> String {
+        match self.paths {
+            [path] => path.display().to_string(),
+            paths => format!("{} paths", paths.len()),
+        }
+    }
 }
 
 async fn show_progress<T>(
-    path: &Path,
-    progress: Arc<ImportProgress>,
+    label: &str,
+    progress: &ImportProgress,
     work: impl Future<Output = T>,
 ) -> T {
     let style = ProgressStyle::with_template("{spinner} {prefix}: {msg} ({elapsed})")
         .expect("the template is valid");
-    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(path.display().to_string());
+    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(label.to_owned());
+    // Removed also when the work is given up.
+    let bar = ClearedBar(bar);
+    let start = Instant::now();
     let mut ticks = tokio::time::interval(DRAW_INTERVAL);
     let mut work = std::pin::pin!(work);
-    let done = loop {
+    loop {
         tokio::select! {
             done = &mut work => break done,
             _ = ticks.tick() => {
-                bar.set_message(format!(
-                    "{} entries, {} read, {} new",
+                bar.0.set_message(format!(
+                    "{} entries, {} read ({}/s), {} new, {} files known",
                     HumanCount(progress.entries()),
                     HumanBytes(progress.bytes_read()),
+                    HumanBytes(rate(progress.bytes_read(), start.elapsed())),
                     HumanBytes(progress.bytes_new()),
+                    HumanCount(progress.blobs_known()),
                 ));
-                bar.tick();
+                bar.0.tick();
             }
         }
-    };
-    bar.finish_and_clear();
-    done
+    }
+}
+
+/// A bar that leaves nothing behind.
+struct ClearedBar(ProgressBar);
+
+impl Drop for ClearedBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn rate(bytes: u64, elapsed: Duration) -> u64 {
+    (bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64
+}
+
+/// What was done, in a line.
+fn summary(progress: &ImportProgress, elapsed: Duration) -> String {
+    format!(
+        "{} entries, {} of them unchanged and not read; {} read, {} new in {} files, {} files \
+         known; {:.2} s, {}/s",
+        HumanCount(progress.entries()),
+        HumanCount(progress.entries_unchanged()),
+        HumanBytes(progress.bytes_read()),
+        HumanBytes(progress.bytes_new()),
+        HumanCount(progress.blobs_new()),
+        HumanCount(progress.blobs_known()),
+        elapsed.as_secs_f64(),
+        HumanBytes(rate(progress.bytes_read(), elapsed)),
+    )
 }

@@ -6,11 +6,11 @@ use cairn_fs::{
     file_system::{self, CairnFs, FileSystemOptions},
     fuse::{self, Mount, MountError, MountOptions},
 };
-use cairn_store::{Services, roots::StoreRoots};
+use cairn_store::{PathInfo, Services, roots::StoreRoots};
 use clap::Args;
 use tokio::runtime::Handle;
 
-use super::import::import;
+use super::import::{Imports, StatCacheArgs};
 use crate::{
     cli::Context,
     exit::{Code, Failure},
@@ -36,6 +36,8 @@ pub(crate) struct MountArgs {
     /// Import this first; may be repeated
     #[arg(long, value_name = "PATH")]
     import: Vec<PathBuf>,
+    #[command(flatten)]
+    stat_cache: StatCacheArgs,
     /// List the store paths in the root, which is the default
     #[arg(long, hide = true, overrides_with = "no_list_root")]
     list_root: bool,
@@ -59,14 +61,16 @@ impl MountArgs {
         context
             .with_services(async |services| {
                 let mut output = Output::new();
-                for path in &self.import {
-                    let info = import(path, None, services, context).await?;
-                    output.line(info.store_path.to_absolute()).await?;
-                    output.flush().await?;
-                }
-                // From here on a signal must not leave a dead mount behind.
+                // A signal must not leave a dead mount behind.
                 let mut signals = EndSignals::listen()
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
+                let imports =
+                    Imports { paths: &self.import, name: None, stat_cache: self.stat_cache };
+                let print = async |info: PathInfo| {
+                    output.line(info.store_path.to_absolute()).await?;
+                    output.flush().await
+                };
+                imports.run(services, context, &mut signals, print).await?;
                 let mount = self.mount(services).await?;
                 let announced =
                     match output.line(format!("mounted on {}", self.mountpoint.display())).await {
@@ -111,7 +115,7 @@ impl MountArgs {
                 return Ok(());
             }
         };
-        tracing::info!(signal, "unmounting");
+        tracing::info!(%signal, "unmounting");
         let unmounting = tokio::task::spawn_blocking(move || mount.unmount());
         tokio::select! {
             unmounted = unmounting => unmounted

@@ -5,6 +5,7 @@
 
 mod commands;
 mod help;
+mod importing;
 mod process;
 mod serving;
 mod sharing;

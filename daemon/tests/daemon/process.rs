@@ -29,6 +29,8 @@ pub(crate) fn cairn() -> Command {
     for variable in VARIABLES {
         command.env_remove(variable);
     }
+    // What other runs have imported is not to be known.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -100,6 +102,10 @@ impl Running {
                 return rest.trim_end().to_owned();
             }
         }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
