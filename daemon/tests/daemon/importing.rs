@@ -64,7 +64,7 @@ fn reads(process: &Running, path: &Path) {
 }
 
 #[test]
-fn a_signal_ends_an_import_and_closes_the_store() {
+fn a_signal_ends_an_import_and_leaves_the_store_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (store, mountpoint) = (folder.path().join("store"), folder.path().join("mountpoint"));
     fs::create_dir(&mountpoint).unwrap();
@@ -83,7 +83,6 @@ fn a_signal_ends_an_import_and_closes_the_store() {
         process.signal(signal);
         let (status, stderr) = process.wait();
         assert_eq!(status.code(), Some(code), "{stderr}");
-        assert_eq!(fs::read_to_string(store.join("index-state")).unwrap().trim(), "closed");
     }
     let imported = run(cairn_on(&store).arg("import").arg(&source)).stdout();
     assert_eq!(imported, format!("{TREE_PATH}\n"));
