@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use self::{
@@ -31,6 +32,7 @@ mod places;
 mod record;
 mod reopen;
 mod replay;
+mod rewrite;
 mod room;
 mod scan;
 #[cfg(test)]
@@ -39,6 +41,7 @@ mod tests;
 pub use self::{
     error::LocalError,
     record::{KEY_MAX, Kind, Record, VALUE_MAX},
+    rewrite::Rewritten,
 };
 
 /// The most records in one [`LocalStore::list`].
@@ -55,6 +58,8 @@ pub struct LocalStore {
     places: Arc<Places>,
     queue: Arc<Queue>,
     committer: Option<JoinHandle<()>>,
+    /// Held by whoever rewrites packs.
+    rewriting: Mutex<()>,
     /// The last to be dropped.
     _lock: File,
     #[cfg(test)]
@@ -110,6 +115,7 @@ impl LocalStore {
             places: Arc::clone(&places),
             queue,
             committer: Some(committer),
+            rewriting: Mutex::new(()),
             _lock: opened.lock,
             #[cfg(test)]
             faults,
@@ -130,7 +136,7 @@ impl LocalStore {
     pub fn get(&self, kind: Kind, key: &[u8]) -> Result<Option<Bytes>, LocalError> {
         let key = parse_key(kind, key)?;
         match self.places.get(&key)? {
-            Some(place) => self.read(&key, &place).map(Some),
+            Some(place) => self.read(&key, place),
             None => Ok(None),
         }
     }
@@ -145,8 +151,7 @@ impl LocalStore {
     /// No pack is read.
     pub fn value_len(&self, kind: Kind, key: &[u8]) -> Result<Option<u64>, LocalError> {
         let key = parse_key(kind, key)?;
-        let place = self.places.get(&key)?;
-        let place = place.filter(|place| self.packs.holds(&key, place));
+        let place = self.places.held(&self.packs, &key)?;
         Ok(place.map(|place| u64::from(place.raw)))
     }
 
@@ -182,8 +187,8 @@ impl LocalStore {
         self.enqueue(encoded)
     }
 
-    /// Forgets a key; whether it was there. The room comes back when packs are rewritten. Waits
-    /// for the disk.
+    /// Forgets a key; whether it was there. The room comes back with [`rewrite`](Self::rewrite).
+    /// Waits for the disk.
     pub fn delete(&self, kind: Kind, key: &[u8]) -> Result<bool, LocalError> {
         let key = parse_key(kind, key)?;
         let submitted = self.enqueue(vec![Encoded::deletion(key)])?;
@@ -219,8 +224,10 @@ impl LocalStore {
             let is_last = page.len() < wanted;
             after = page.last().map(|(key, _)| *key).or(after);
             for (key, place) in page {
-                match self.read(&key, &place) {
-                    Ok(value) => listed.push((Bytes::copy_from_slice(key.key()), value)),
+                match self.read(&key, place) {
+                    Ok(Some(value)) => listed.push((Bytes::copy_from_slice(key.key()), value)),
+                    // Deleted since the page was made.
+                    Ok(None) => {}
                     Err(error @ LocalError::Damaged { .. }) => tracing::error!(
                         store = %self,
                         error = &error as &dyn std::error::Error,
@@ -261,36 +268,49 @@ impl LocalStore {
 
     fn is_there(&self, key: &Key) -> bool {
         // If the index can't say, the committer decides.
-        matches!(self.places.get(key), Ok(Some(place)) if self.packs.holds(key, &place))
+        matches!(self.places.held(&self.packs, key), Ok(Some(_)))
     }
 
     fn enqueue(&self, records: Vec<Encoded>) -> Result<Submitted, LocalError> {
-        let store = self.path.clone();
         if records.is_empty() {
-            return Ok(Submitted { store, done: None });
+            return Ok(Submitted { store: self.path.clone(), done: None });
         }
+        self.push(records, None)
+    }
+
+    fn push(&self, records: Vec<Encoded>, seal: Option<u32>) -> Result<Submitted, LocalError> {
+        let store = self.path.clone();
         let bytes = records.iter().map(Encoded::len).sum();
         let (done, receiver) = oneshot::channel();
-        if !self.queue.push(Batch { records, bytes, done }) {
+        if !self.queue.push(Batch { records, bytes, seal, done }) {
             return Err(LocalError::Closed(store));
         }
         Ok(Submitted { store, done: Some(receiver) })
     }
 
-    fn read(&self, key: &Key, place: &Place) -> Result<Bytes, LocalError> {
-        match self.packs.read(key, place) {
-            Ok(value) => Ok(value),
-            Err(ReadError::Io(error)) => Err(error),
-            Err(ReadError::Damaged(reason)) => {
-                self.places.mark_suspect(key, place);
-                Err(LocalError::Damaged {
-                    kind: key.kind(),
-                    key: Bytes::copy_from_slice(key.key()),
-                    pack: place.pack,
-                    offset: place.offset,
-                    reason,
-                })
+    /// The value at a place, or where the record has been moved since it was found there. `None` if
+    /// it has been deleted since.
+    fn read(&self, key: &Key, mut place: Place) -> Result<Option<Bytes>, LocalError> {
+        loop {
+            let error = match self.packs.read(key, &place) {
+                Ok(value) => return Ok(Some(value)),
+                Err(error) => error,
+            };
+            match self.places.get(key)? {
+                Some(now) if now.is_at(&place) => {}
+                Some(moved) => {
+                    place = moved;
+                    continue;
+                }
+                None => return Ok(None),
             }
+            return Err(match error {
+                ReadError::Io(error) => error,
+                ReadError::Damaged(reason) => {
+                    self.places.mark_suspect(key, &place);
+                    damaged(key, &place, reason)
+                }
+            });
         }
     }
 }
@@ -333,6 +353,16 @@ impl Submitted {
     /// Waits, on a thread that may, until the records are durable.
     pub(crate) fn wait(self) -> Result<(), LocalError> {
         futures::executor::block_on(self.done()).map(|_| ())
+    }
+}
+
+fn damaged(key: &Key, place: &Place, reason: String) -> LocalError {
+    LocalError::Damaged {
+        kind: key.kind(),
+        key: Bytes::copy_from_slice(key.key()),
+        pack: place.pack,
+        offset: place.offset,
+        reason,
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     index::{Change, Mark},
     pack::{ActivePack, PACK_LIMIT, Packs, Place},
     places::Places,
-    record::{Codec, Encoded, Key},
+    record::{Codec, Encoded, Key, Origin},
     room::Room,
 };
 
@@ -39,6 +39,8 @@ const WRITE_BYTES: usize = 1024 * 1024;
 pub(super) struct Batch {
     pub(super) records: Vec<Encoded>,
     pub(super) bytes: usize,
+    /// Nothing is added to the pack of this number once the batch is done, nor to any before it.
+    pub(super) seal: Option<u32>,
     /// Told whether a deletion in the batch has found its key.
     pub(super) done: oneshot::Sender<Result<bool, LocalError>>,
 }
@@ -162,6 +164,9 @@ impl Committer {
         buffer: &mut Vec<u8>,
     ) -> Result<Vec<bool>, LocalError> {
         self.places.wait_for_room()?;
+        if let Some(id) = group.iter().filter_map(|batch| batch.seal).max() {
+            self.seal(id)?;
+        }
         let mut found = vec![false; group.len()];
         // What is written does not depend on its place, so the pack is chosen when it is known
         // that there is something to write.
@@ -176,9 +181,14 @@ impl Committer {
                     None => self.known(&record.key),
                 };
                 *found |= is_deletion && known.exists;
-                let is_new = match is_deletion {
-                    true => known.exists,
-                    false => !known.is_good || record.key.kind().is_replaced(),
+                let is_new = match record.origin {
+                    Origin::Caller if is_deletion => known.exists,
+                    Origin::Caller => !known.is_good || record.key.kind().is_replaced(),
+                    Origin::Moved(from) => {
+                        !changes.contains_key(&record.key)
+                            && self.places.get(&record.key)?.is_some_and(|now| now.is_at(&from))
+                    }
+                    Origin::KeptDeletion => !known.exists,
                 };
                 if is_new {
                     changes.insert(record.key, !is_deletion);
@@ -222,12 +232,13 @@ impl Committer {
             for record in records {
                 let change = match record.codec {
                     Codec::Deletion => Change::Remove,
+                    // What was distrusted stays so when it is moved.
                     Codec::Raw | Codec::Zstd => Change::Set(Place {
                         pack: id,
                         offset: end,
                         stored: record.stored,
                         raw: record.raw,
-                        suspect: false,
+                        suspect: matches!(record.origin, Origin::Moved(from) if from.suspect),
                     }),
                 };
                 changes.push((record.key, change));
@@ -265,6 +276,18 @@ impl Committer {
         self.packs.set_length(id, end);
         self.active = Some(pack);
         self.places.publish(changes, Mark { pack: id, offset: end });
+        Ok(())
+    }
+
+    /// Begins a pack behind this one. The mark goes along, so that it never is in a pack that is
+    /// removed.
+    fn seal(&mut self, id: u32) -> Result<(), LocalError> {
+        if self.active.as_ref().is_none_or(|active| active.id <= id) {
+            let pack = self.begin_pack()?;
+            self.packs.set_length(pack.id, pack.end);
+            self.places.publish(Vec::new(), Mark { pack: pack.id, offset: pack.end });
+            self.active = Some(pack);
+        }
         Ok(())
     }
 

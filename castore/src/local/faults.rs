@@ -5,12 +5,18 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use parking_lot::Mutex;
+
+use super::rewrite::Step;
+
 #[derive(Default)]
 pub(super) struct Faults {
     /// The next write finds the disk full.
     pub(super) full: AtomicBool,
     /// The next sync fails.
     pub(super) sync: AtomicBool,
+    /// A rewrite ends behind this step.
+    pub(super) rewrite: Mutex<Option<Step>>,
 }
 
 impl Faults {

@@ -45,6 +45,13 @@ pub(super) struct Place {
     pub(super) suspect: bool,
 }
 
+impl Place {
+    /// Whether both are the same record's place.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        (self.pack, self.offset) == (other.pack, other.offset)
+    }
+}
+
 /// Why a record could not be read.
 pub(super) enum ReadError {
     /// It is not what was written.
@@ -103,15 +110,38 @@ impl Packs {
 
     /// The pack, open for reading.
     pub(super) fn open(&self, id: u32) -> Result<Arc<File>, LocalError> {
-        self.open.get_or_insert_with(&id, || {
-            let path = pack_path(&self.folder, id);
-            let file = File::open(&path).map_err(|error| LocalError::io("open", &path, error))?;
-            Ok(Arc::new(file))
-        })
+        if let Some(file) = self.open.get(&id) {
+            return Ok(file);
+        }
+        let path = pack_path(&self.folder, id);
+        let file = File::open(&path).map_err(|error| LocalError::io("open", &path, error))?;
+        let file = Arc::new(file);
+        self.open.insert(id, Arc::clone(&file));
+        // A pack that has been removed meanwhile must not be held open: its room would not come
+        // back.
+        if !self.lengths.read().contains_key(&id) {
+            self.open.remove(&id);
+        }
+        Ok(file)
     }
 
     /// The value at a place, checked to be that of the key.
     pub(super) fn read(&self, key: &Key, place: &Place) -> Result<Bytes, ReadError> {
+        let (header, record) = self.read_record(key, place)?;
+        let damaged = |flaw: &str| ReadError::Damaged(flaw.to_owned());
+        let value = header.value(&record).map_err(damaged)?;
+        if key.kind().is_content() && blake3::hash(&value).as_bytes() != key.key() {
+            return Err(damaged("its bytes have another digest"));
+        }
+        Ok(value)
+    }
+
+    /// The record at a place, known to be the key's by its header. Its payload is not checked.
+    pub(super) fn read_record(
+        &self,
+        key: &Key,
+        place: &Place,
+    ) -> Result<(Header, Bytes), ReadError> {
         let wanted = record_len(key, place);
         if !self.lengths.read().contains_key(&place.pack) {
             return Err(ReadError::Damaged("the pack is missing".to_owned()));
@@ -139,15 +169,26 @@ impl Packs {
         if header.key != *key || header.stored != place.stored || header.raw != place.raw {
             return Err(damaged("another record lies there"));
         }
-        let value = header.value(record.into()).map_err(damaged)?;
-        if key.kind().is_content() && blake3::hash(&value).as_bytes() != key.key() {
-            return Err(damaged("its bytes have another digest"));
-        }
-        Ok(value)
+        Ok((header, record.into()))
+    }
+
+    /// Removes a pack in which nothing counts any more, durably.
+    pub(super) fn remove(&self, id: u32) -> Result<(), LocalError> {
+        let path = pack_path(&self.folder, id);
+        fs::remove_file(&path).map_err(|error| LocalError::io("remove", &path, error))?;
+        self.forget(id);
+        self.sync_folder()
+    }
+
+    /// Makes it durable which packs there are.
+    pub(super) fn sync_folder(&self) -> Result<(), LocalError> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| LocalError::io("write", &self.folder, error))
     }
 }
 
-fn record_len(key: &Key, place: &Place) -> usize {
+/// The bytes of the record of a key at a place.
+pub(super) fn record_len(key: &Key, place: &Place) -> usize {
     HEADER_LEN + key.key().len() + place.stored as usize
 }
 

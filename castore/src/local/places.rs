@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::{
     error::LocalError,
     index::{Change, Index, Mark},
-    pack::Place,
+    pack::{Packs, Place},
     record::{Key, Kind},
     room::Room,
 };
@@ -48,6 +48,9 @@ pub(super) struct Places {
 struct Queue {
     groups: VecDeque<Group>,
     changes: usize,
+    /// How many groups came, and how many of them are in the index.
+    published: u64,
+    applied: u64,
     is_closing: bool,
     is_done: bool,
 }
@@ -114,11 +117,43 @@ impl Places {
                 return Err(failure.clone());
             }
             if self.changed.wait_until(&mut queue, deadline).timed_out() {
-                let source = Arc::from(Box::from("it is too far behind"));
-                return Err(LocalError::Index { path: self.path.clone(), source });
+                return Err(self.too_far_behind());
             }
         }
         Ok(())
+    }
+
+    /// Waits until all that was made known so far is in the index, and outlives this process there.
+    /// An error if the index has failed or takes too long.
+    pub(super) fn settle(&self) -> Result<(), LocalError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut queue = self.queue.lock();
+        let published = queue.published;
+        while queue.applied < published {
+            if let Some(failure) = self.failure.get() {
+                return Err(failure.clone());
+            }
+            if self.changed.wait_until(&mut queue, deadline).timed_out() {
+                return Err(self.too_far_behind());
+            }
+        }
+        drop(queue);
+        self.index.flush()
+    }
+
+    fn too_far_behind(&self) -> LocalError {
+        let source = Arc::from(Box::from("it is too far behind"));
+        LocalError::Index { path: self.path.clone(), source }
+    }
+
+    /// Where a record is, if it is there and was not found damaged. One that was moved on the way
+    /// is found at its new place.
+    pub(super) fn held(&self, packs: &Packs, key: &Key) -> Result<Option<Place>, LocalError> {
+        let mut place = self.get(key)?;
+        while let Some(last) = place.filter(|place| !packs.holds(key, place)) {
+            place = self.get(key)?.filter(|now| !now.is_at(&last));
+        }
+        Ok(place)
     }
 
     /// Makes known what has become durable.
@@ -148,6 +183,7 @@ impl Places {
     fn enqueue(&self, _recent: &HashMap<Key, Change>, group: Group) {
         let mut queue = self.queue.lock();
         queue.changes += group.changes.len();
+        queue.published += 1;
         queue.groups.push_back(group);
         drop(queue);
         self.changed.notify_all();
@@ -173,7 +209,10 @@ impl Places {
                 }
             }
             drop(recent);
-            self.queue.lock().changes -= group.changes.len();
+            let mut queue = self.queue.lock();
+            queue.changes -= group.changes.len();
+            queue.applied += 1;
+            drop(queue);
             self.changed.notify_all();
         }
         self.queue.lock().is_done = true;

@@ -6,6 +6,8 @@ use std::{cell::RefCell, fmt};
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::pack::Place;
+
 /// The most bytes in a key.
 pub const KEY_MAX: usize = 32;
 
@@ -50,9 +52,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar];
+
     fn from_byte(byte: u8) -> Option<Self> {
-        let all = [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar];
-        all.into_iter().find(|kind| *kind as u8 == byte)
+        Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
     /// Whether the key is the digest of the value.
@@ -206,8 +210,8 @@ impl Header {
         self.payload_checksum == payload_checksum
     }
 
-    /// The value in a payload, checked by the payload's checksum.
-    pub(super) fn value(&self, record: Bytes) -> Result<Bytes, Flaw> {
+    /// The payload of a record, checked by its checksum.
+    pub(super) fn payload(&self, record: &Bytes) -> Result<Bytes, Flaw> {
         let payload = record.slice(self.head_len().min(record.len())..);
         if payload.len() != self.stored as usize {
             return Err("the record is cut off");
@@ -215,6 +219,12 @@ impl Header {
         if !self.admits(crc32c::crc32c(&payload)) {
             return Err("the checksum of the record's payload is wrong");
         }
+        Ok(payload)
+    }
+
+    /// The value in a record, checked by the payload's checksum.
+    pub(super) fn value(&self, record: &Bytes) -> Result<Bytes, Flaw> {
+        let payload = self.payload(record)?;
         match self.codec {
             Codec::Raw => Ok(payload),
             Codec::Zstd => decompress(&payload, self.raw as usize),
@@ -230,12 +240,25 @@ fn head_checksum(fixed: &[u8; HEADER_LEN], key: &[u8], pack: u32, offset: u64) -
     crc32c::crc32c_append(checksum, &offset.to_le_bytes())
 }
 
+/// Where a record comes from, which decides whether it still counts when it is its turn to be
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Whoever puts or deletes.
+    Caller,
+    /// A pack that is rewritten: it counts if the key's record is still the one at this place.
+    Moved(Place),
+    /// A deletion in a pack that is rewritten: it counts if the key still has no record.
+    KeptDeletion,
+}
+
 /// A record ready to be written, but for the checksum that depends on its place.
 pub(super) struct Encoded {
     pub(super) key: Key,
     pub(super) codec: Codec,
     pub(super) stored: u32,
     pub(super) raw: u32,
+    pub(super) origin: Origin,
     bytes: Vec<u8>,
 }
 
@@ -257,6 +280,22 @@ impl Encoded {
         Self::of_payload(key, Codec::Deletion, &[], 0)
     }
 
+    /// A copy of a record, whose payload has been checked.
+    pub(super) fn moved(header: &Header, payload: &[u8], from: Place) -> Self {
+        let copy = Self::of_payload(header.key, header.codec, payload, header.raw as usize);
+        Self { origin: Origin::Moved(from), ..copy }
+    }
+
+    /// The record that deletes a key whose value at this place is damaged.
+    pub(super) fn loss(key: Key, from: Place) -> Self {
+        Self { origin: Origin::Moved(from), ..Self::deletion(key) }
+    }
+
+    /// A copy of a deletion.
+    pub(super) fn kept_deletion(key: Key) -> Self {
+        Self { origin: Origin::KeptDeletion, ..Self::deletion(key) }
+    }
+
     fn of_payload(key: Key, codec: Codec, payload: &[u8], raw: usize) -> Self {
         let (stored, raw) = (payload.len() as u32, raw as u32);
         let mut bytes = Vec::with_capacity(HEADER_LEN + key.key().len() + payload.len());
@@ -268,7 +307,7 @@ impl Encoded {
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(key.key());
         bytes.extend_from_slice(payload);
-        Self { key, codec, stored, raw, bytes }
+        Self { key, codec, stored, raw, origin: Origin::Caller, bytes }
     }
 
     /// The record's length in bytes.
@@ -344,20 +383,20 @@ mod tests {
         let header = Header::parse(&bytes, 3, 70).unwrap();
         assert_eq!(header.record_len(), bytes.len() as u64);
         assert!(header.key == key);
-        assert_eq!(header.value(bytes.clone()).unwrap(), value);
+        assert_eq!(header.value(&bytes).unwrap(), value);
         for (pack, offset) in [(2, 70), (3, 71)] {
             assert!(Header::parse(&bytes, pack, offset).is_err(), "a record counts in its place");
         }
         for end in 0..bytes.len().min(200) {
             let cut = bytes.slice(..end);
-            let value = Header::parse(&cut, 3, 70).and_then(|header| header.value(cut.clone()));
+            let value = Header::parse(&cut, 3, 70).and_then(|header| header.value(&cut));
             assert!(value.is_err());
         }
         for at in 0..bytes.len().min(200) {
             let mut wrong = bytes.to_vec();
             wrong[at] ^= 0x10;
             let wrong = Bytes::from(wrong);
-            let read = Header::parse(&wrong, 3, 70).and_then(|header| header.value(wrong.clone()));
+            let read = Header::parse(&wrong, 3, 70).and_then(|header| header.value(&wrong));
             assert!(read.is_err(), "a flipped bit at {at} went unseen");
         }
         encoded

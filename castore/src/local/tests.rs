@@ -438,6 +438,8 @@ enum Step {
     /// Reopen with something behind the last record that was not written whole.
     TornTail(u16),
     LoseIndex,
+    /// Rewrite the packs of which less than so many hundredths count.
+    Rewrite(u8),
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -449,6 +451,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         1 => (1..200u16).prop_map(Step::TornTail),
         1 => Just(Step::LoseIndex),
+        2 => (0..110u8).prop_map(Step::Rewrite),
     ]
 }
 
@@ -496,6 +499,9 @@ proptest! {
                         let file = OpenOptions::new().write(true).open(pack).unwrap();
                         file.write_all_at(&noise(len.into(), len.into()), length(pack)).unwrap();
                     }
+                }
+                Step::Rewrite(share) => {
+                    open.rewrite(f64::from(share) / 100.0).unwrap();
                 }
                 Step::LoseIndex => {
                     store = None;
