@@ -32,14 +32,6 @@ const WORTHWHILE: usize = 16;
 /// Below this many bytes a value is not worth the attempt to compress it.
 const COMPRESS_MIN: usize = 64;
 
-/// From this many bytes on, a value is compressed only if a sample of it is smaller compressed: the
-/// attempt takes longer than all else that is done with a value that can't be compressed.
-const SAMPLED_MIN: usize = 64 * 1024;
-
-/// A sample is this many pieces, spread over the value, of this many bytes.
-const SAMPLE_PIECES: usize = 4;
-const SAMPLE_PIECE_BYTES: usize = 4 * 1024;
-
 /// The buffers that a thread keeps between two records are no larger than this, in bytes.
 const SCRATCH_MAX: usize = 1024 * 1024;
 
@@ -354,9 +346,6 @@ impl Thread {
             self.compressor = Compressor::new(LEVEL).ok();
         }
         let compressor = self.compressor.as_mut()?;
-        if value.len() >= SAMPLED_MIN && !promises(compressor, value) {
-            return None;
-        }
         let most = value.len() - value.len() / WORTHWHILE;
         if self.scratch.capacity() > SCRATCH_MAX && most <= SCRATCH_MAX {
             self.scratch = Vec::new();
@@ -367,17 +356,6 @@ impl Thread {
         compressor.compress_to_buffer(value, &mut self.scratch).ok()?;
         (self.scratch.len() <= most).then_some(&*self.scratch)
     }
-}
-
-/// Whether a sample of a large value gets smaller at all.
-fn promises(compressor: &mut Compressor<'static>, value: &[u8]) -> bool {
-    let stride = value.len() / SAMPLE_PIECES;
-    let mut sample = Vec::with_capacity(SAMPLE_PIECES * SAMPLE_PIECE_BYTES);
-    for part in value.chunks_exact(stride).take(SAMPLE_PIECES) {
-        sample.extend_from_slice(&part[..SAMPLE_PIECE_BYTES.min(part.len())]);
-    }
-    let mut compressed = Vec::with_capacity(sample.len());
-    compressor.compress_to_buffer(&sample, &mut compressed).is_ok()
 }
 
 /// What is read is at most `raw` bytes, whatever the payload claims.
@@ -433,12 +411,6 @@ mod tests {
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         assert_eq!(roundtrip(&noise).codec, Codec::Raw);
         assert_eq!(roundtrip(&[8; 100]).codec, Codec::Zstd);
-        // What can be compressed in parts is, whichever they are.
-        for part in [0..30_000, 35_000..70_000, 70_000..100_000] {
-            let mut mixed = noise.clone();
-            mixed[part].fill(7);
-            assert_eq!(roundtrip(&mixed).codec, Codec::Zstd);
-        }
     }
 
     #[test]
