@@ -1,13 +1,21 @@
 //! Several processes on one local store: all of them simply work, whoever came first and whoever
 //! is gone.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use cairn_tests::{
-    cairn::{Mount, Scene},
+    cairn::{Cairn, Mount, Scene},
     compare::{Face, assert_same},
+    measure::walk,
+    nix,
+    process::LONG_PATIENCE,
+    random::Random,
     trees,
 };
+use rustix::process::Signal;
 
 #[test]
 fn commands_run_beside_a_mount() {
@@ -49,6 +57,51 @@ fn imports_at_the_same_time_are_all_kept() {
     for (tree, path) in sources.iter().zip(&paths) {
         assert_same(tree, &mount.at(path), Face::Mount);
     }
+}
+
+#[test]
+fn clients_that_import_into_one_daemon_at_once_store_what_is_equal_once() {
+    let scene = Scene::new();
+    let same = trees::small(scene.folder(), "same");
+    fs::write(same.join("larger"), Random::new("larger").bytes(8 << 20)).unwrap();
+    let mut sources = vec![same];
+    sources.extend((0..2).map(|index| trees::small(scene.folder(), &format!("other-{index}"))));
+    // What it takes when each comes once, and nothing at the same time.
+    let alone = Cairn::local(&scene.path("alone"));
+    let paths: Vec<_> = sources.iter().map(|tree| alone.import(tree)).collect();
+
+    let daemon = scene.serve_tcp();
+    let client = daemon.client();
+    let start = |tree: &PathBuf| client.start(["import".as_ref(), tree.as_os_str()]);
+    // First all three have the same, and then each its own.
+    for round in [vec![&sources[0]; 3], sources.iter().collect()] {
+        let imports: Vec<_> = round.iter().map(|tree| start(tree)).collect();
+        for (tree, import) in round.into_iter().zip(imports) {
+            let index = sources.iter().position(|source| source == tree).unwrap();
+            let path = import.finish_within(LONG_PATIENCE).succeeded().text().trim().to_owned();
+            assert_eq!(path, paths[index]);
+        }
+    }
+    for (index, (tree, path)) in sources.iter().zip(&paths).enumerate() {
+        assert_eq!(*path, nix::store_path(tree));
+        let exported = scene.path(&format!("exported-{index}"));
+        client.export(path, &exported).succeeded();
+        assert_same(tree, &exported, Face::Plain);
+    }
+    daemon.stop(Signal::TERM).succeeded();
+    let (together, alone) = (packs(&scene.store()), packs(&scene.path("alone")));
+    assert!(together < alone + alone / 50, "{together} bytes of packs, not {alone}");
+}
+
+/// The bytes of a store's packs.
+fn packs(store: &Path) -> u64 {
+    let mut bytes = 0;
+    walk(store, &mut |path, metadata| {
+        if path.extension().is_some_and(|extension| extension == "pack") {
+            bytes += metadata.len();
+        }
+    });
+    bytes
 }
 
 #[test]
