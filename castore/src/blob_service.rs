@@ -1,6 +1,7 @@
 //! The service that keeps files' contents: its contract, its errors, and the conveniences that
 //! every implementation gets. The implementations are in the modules below.
 
+pub mod fresh;
 pub mod grpc;
 pub mod grpc_server;
 pub mod memory;

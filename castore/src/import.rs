@@ -22,7 +22,7 @@ use std::{path::Path, sync::Arc, thread};
 
 use tokio::sync::mpsc;
 
-use crate::{BlobService, DirectoryService, Name, Node, SymlinkTarget};
+use crate::{BlobService, Digest, DirectoryService, Name, Node, SymlinkTarget};
 
 pub use self::{
     error::{Change, ImportError, SpecialFile},
@@ -61,8 +61,8 @@ pub enum TreeEvent<'a> {
     },
     /// The file's next bytes.
     FileBytes(&'a [u8]),
-    /// The file ends.
-    FileEnd,
+    /// The file ends, whose bytes have this digest.
+    FileEnd(&'a Digest),
     /// A symlink, whole.
     Symlink(&'a SymlinkTarget),
 }
@@ -83,6 +83,22 @@ impl TreeObserver for () {
 impl<T: TreeObserver + ?Sized> TreeObserver for Box<T> {
     fn observe(&mut self, event: TreeEvent<'_>) {
         (**self).observe(event);
+    }
+}
+
+impl<T: TreeObserver> TreeObserver for Option<T> {
+    fn observe(&mut self, event: TreeEvent<'_>) {
+        if let Some(observer) = self {
+            observer.observe(event);
+        }
+    }
+}
+
+/// Both are told, one after the other.
+impl<A: TreeObserver, B: TreeObserver> TreeObserver for (A, B) {
+    fn observe(&mut self, event: TreeEvent<'_>) {
+        self.0.observe(event);
+        self.1.observe(event);
     }
 }
 

@@ -232,6 +232,7 @@ impl SharedStore {
             blobs: Some(blobs.clone()),
             directories: Some(directories.clone()),
             path_infos: Some(path_infos.clone()),
+            is_one_store: self.contents.blobs.is_none() && self.contents.directories.is_none(),
         };
         let socket = match OwnerSocket::open(&self.socket, served).await {
             Ok(socket) => Some(socket),

@@ -10,7 +10,13 @@ use cairn_castore::{
     grpc::{BLOB_MESSAGE_MAX, CONNECTION_WINDOW, FRAME_MAX, MESSAGE_MAX, STREAM_WINDOW},
 };
 use cairn_proto::{cairn::v1 as cairn, snix::castore::v1 as castore, snix::store::v1 as store};
-use cairn_store::{PathInfoService, path_info_service::grpc_server::PathInfoServer};
+use cairn_store::{
+    PathInfoService,
+    path_info_service::{
+        grpc_server::{CAIRN_REQUEST_MAX, PathInfoServer},
+        told::ToldTrees,
+    },
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
@@ -48,6 +54,8 @@ pub(crate) struct Served {
     pub(crate) directories: Option<Arc<dyn DirectoryService>>,
     /// Path infos.
     pub(crate) path_infos: Option<Arc<dyn PathInfoService>>,
+    /// Whether the path infos are those of trees in these blobs and directories.
+    pub(crate) is_one_store: bool,
 }
 
 /// Why a server could not be set up or ended before its time.
@@ -86,8 +94,16 @@ impl Server {
     pub(crate) async fn new(served: Served) -> Result<Self, ServeError> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let mut offer = Offer { routes: Routes::builder(), names: Vec::new() };
-        if let Some(blobs) = served.blobs {
-            let blobs = Arc::new(BlobServer::new(blobs));
+        let blob_server = served.blobs.clone().map(BlobServer::new);
+        let told = match (&blob_server, served.blobs, &served.directories) {
+            (Some(server), Some(blobs), Some(directories)) if served.is_one_store => {
+                let fresh = server.fresh().clone();
+                Some(Arc::new(ToldTrees::new(blobs, directories.clone(), fresh)))
+            }
+            _ => None,
+        };
+        if let Some(blobs) = blob_server {
+            let blobs = Arc::new(blobs);
             offer.add(limited!(
                 castore::blob_service_server::BlobServiceServer,
                 blobs.clone(),
@@ -113,7 +129,11 @@ impl Server {
             ));
         }
         if let Some(path_infos) = served.path_infos {
-            let path_infos = Arc::new(PathInfoServer::new(path_infos));
+            let server = PathInfoServer::new(path_infos);
+            let path_infos = Arc::new(match told {
+                Some(told) => server.with_told(told),
+                None => server,
+            });
             offer.add(limited!(
                 store::path_info_service_server::PathInfoServiceServer,
                 path_infos.clone(),
@@ -122,7 +142,7 @@ impl Server {
             offer.add(limited!(
                 cairn::path_info_service_server::PathInfoServiceServer,
                 path_infos,
-                MESSAGE_MAX
+                CAIRN_REQUEST_MAX
             ));
         }
         let Offer { mut routes, mut names } = offer;

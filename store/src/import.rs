@@ -105,8 +105,17 @@ async fn import_tree(
     options: import::ImportOptions,
 ) -> Result<NarWitness, ImportError> {
     let (blobs, directories) = (Arc::clone(&services.blobs), Arc::clone(&services.directories));
-    let (node, hasher) =
-        import::import(path, blobs, directories, options, NarHasher::new()).await?;
+    // Who gets the blobs has them at hand; anyone else would have to fetch them.
+    let gets_all = [services.blobs.to_string(), services.directories.to_string()]
+        .iter()
+        .all(|service| *service == services.path_infos.to_string());
+    let teller = gets_all.then(|| services.path_infos.tree_teller()).flatten();
+    let observers = (NarHasher::new(), teller);
+    let (node, (hasher, teller)) =
+        import::import(path, blobs, directories, options, observers).await?;
+    if let Some(teller) = teller {
+        teller.finish().await;
+    }
     Ok(NarWitness::new(node, hasher.finish()))
 }
 

@@ -5,6 +5,7 @@ pub mod hash;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod reader;
+pub(crate) mod told;
 pub mod writer;
 
 use std::io;

@@ -9,6 +9,8 @@ pub mod local;
 pub mod memory;
 pub mod object_store;
 mod status;
+mod teller;
+pub mod told;
 mod window;
 
 use std::fmt;
@@ -16,6 +18,7 @@ use std::fmt;
 use async_trait::async_trait;
 use cairn_castore::{BlobError, BoxError, DirectoryError, Node};
 
+pub use self::teller::TreeTeller;
 use crate::{
     nar::NarError,
     path_info::{InvalidPathInfo, NarInfo, PathInfo},
@@ -63,6 +66,11 @@ pub trait PathInfoService: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Like [`get`](Self::get), if that needs no waiting. `None`: ask [`get`](Self::get).
     fn get_local(&self, hash: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>>;
+
+    /// Who should be told of a tree while it is being stored, so that a [`put`](Self::put) of it
+    /// need not read it again. `None` where the put believes the witness. Must be called within a
+    /// tokio runtime.
+    fn tree_teller(&self) -> Option<TreeTeller>;
 }
 
 /// The knowledge that a tree is stored whole and what its NAR is. Only what stored and hashed

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     Blob, BlobError, BlobService, ByteRange, ChunkMeta, Digest,
-    blob_service::BlobStream,
+    blob_service::{BlobStream, fresh::FreshBlobs},
     grpc::{BLOB_MESSAGE_MAX, MESSAGE_MAX, PIECE_LEN},
     grpc_server::{digest, digests, receive},
 };
@@ -47,12 +47,23 @@ const PUT_MANY_BLOBS: usize = 65_536;
 #[derive(Clone)]
 pub struct BlobServer {
     service: Arc<dyn BlobService>,
+    fresh: Arc<FreshBlobs>,
 }
 
 impl BlobServer {
     /// Offers this service.
     pub fn new(service: Arc<dyn BlobService>) -> Self {
-        Self { service }
+        Self { service, fresh: Arc::default() }
+    }
+
+    /// What is put, as it comes.
+    pub fn fresh(&self) -> &Arc<FreshBlobs> {
+        &self.fresh
+    }
+
+    async fn store(&self, blobs: Vec<Blob>) -> Result<(), Status> {
+        self.fresh.insert(&blobs);
+        self.service.put_many(blobs).await.map_err(|error| to_status(&error))
     }
 
     /// The tower service of `snix.castore.v1`, with the limits of its messages.
@@ -127,11 +138,14 @@ impl SnixBlobService for BlobServer {
         &self,
         request: Request<Streaming<snix::BlobChunk>>,
     ) -> Result<Response<snix::PutBlobResponse>, Status> {
-        let stat = receive(request.into_inner(), |messages| {
+        let stored = receive(request.into_inner(), async |messages| {
             let bytes = messages.map_ok(|chunk| chunk.data).map_err(io::Error::other);
-            self.service.put(bytes.boxed())
+            let (bytes, coming) = self.fresh.coming(bytes.boxed());
+            let stat = self.service.put(bytes).await?;
+            coming.stored(stat.digest);
+            Ok(stat)
         });
-        let stat = stat.await.map_err(|error| to_status(&error))?;
+        let stat = stored.await.map_err(|error: BlobError| to_status(&error))?;
         Ok(Response::new(snix::PutBlobResponse { digest: stat.digest.into() }))
     }
 }
@@ -216,14 +230,14 @@ impl CairnBlobService for BlobServer {
                 digests.push(Bytes::from(*blob.digest()));
                 if batch_bytes + size > PUT_MANY_BYTES {
                     let full = std::mem::take(&mut batch);
-                    self.service.put_many(full).await.map_err(|error| to_status(&error))?;
+                    self.store(full).await?;
                     batch_bytes = 0;
                 }
                 batch_bytes += size;
                 batch.push(blob);
             }
         }
-        self.service.put_many(batch).await.map_err(|error| to_status(&error))?;
+        self.store(batch).await?;
         Ok(Response::new(cairn::PutManyResponse { digests }))
     }
 }

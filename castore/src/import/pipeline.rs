@@ -412,7 +412,7 @@ impl<'a, O: TreeObserver> Assembler<'a, O> {
         if size > 0 {
             self.observer.observe(TreeEvent::FileBytes(blob.bytes()));
         }
-        self.observer.observe(TreeEvent::FileEnd);
+        self.observer.observe(TreeEvent::FileEnd(&digest));
         if size > 0 {
             if self.known_blobs.insert(digest) {
                 if self.batch.first.is_none() {
@@ -437,7 +437,9 @@ impl<'a, O: TreeObserver> Assembler<'a, O> {
         self.upload(Upload::Batch { location, blobs, bytes })
     }
 
-    fn stream_large(&self, name: Option<Name>) -> Result<LargeTo, Halt> {
+    fn stream_large(&mut self, name: Option<Name>) -> Result<LargeTo, Halt> {
+        // What comes before it need not wait until all of it is read.
+        self.store_batch()?;
         let location = self.location(name);
         let (parts, received) = mpsc::channel(STREAM_PIECES);
         let (digest, expected) = oneshot::channel();
@@ -449,7 +451,7 @@ impl<'a, O: TreeObserver> Assembler<'a, O> {
         let large = self.large.take();
         let Large { name, size, executable, to } =
             large.expect("a reader starts a large file before it ends it");
-        self.observer.observe(TreeEvent::FileEnd);
+        self.observer.observe(TreeEvent::FileEnd(&digest));
         let is_new = self.known_blobs.insert(digest);
         match to {
             LargeTo::Held(pieces) if is_new => {

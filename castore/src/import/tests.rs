@@ -104,7 +104,7 @@ impl TreeObserver for Transcript {
                 self.bytes += bytes.len();
                 return;
             }
-            TreeEvent::FileEnd => format!("{} bytes", std::mem::take(&mut self.bytes)),
+            TreeEvent::FileEnd(_) => format!("{} bytes", std::mem::take(&mut self.bytes)),
             TreeEvent::DirectoryStart => "(".to_owned(),
             TreeEvent::EntryStart(name) => format!("{name}"),
             TreeEvent::EntryEnd => return,

@@ -86,6 +86,7 @@ impl DaemonArgs {
                     blobs: serves(Service::Blob).then(|| services.blobs.clone()),
                     directories: serves(Service::Directory).then(|| services.directories.clone()),
                     path_infos: serves(Service::PathInfo).then(|| services.path_infos.clone()),
+                    is_one_store: true,
                 };
                 let server = Server::new(served)
                     .await

@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use cairn_castore::Node;
-use cairn_store::{NarInfo, NarWitness, OutputHash, PathInfo, PathInfoError, PathInfoService};
+use cairn_store::{
+    NarInfo, NarWitness, OutputHash, PathInfo, PathInfoError, PathInfoService,
+    path_info_service::TreeTeller,
+};
 
 use super::SharedStore;
 
@@ -57,5 +60,9 @@ impl PathInfoService for SharedPathInfoService {
 
     fn get_local(&self, hash: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>> {
         self.0.current().ok()?.path_infos.get_local(hash)
+    }
+
+    fn tree_teller(&self) -> Option<TreeTeller> {
+        self.0.current().ok()?.path_infos.tree_teller()
     }
 }

@@ -1,25 +1,25 @@
 //! The size and SHA-256 of NARs, of trees on their way into a store and of those in one. Where
 //! they are kept is the affair of the path-info service.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use cairn_castore::{
-    BlobService, DirectoryService, Node,
+    BlobService, Digest, DirectoryService, Node,
     import::{TreeEvent, TreeObserver},
 };
-use futures::TryStreamExt as _;
+use futures::{Stream, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::{
     NarError,
-    writer::{self, Encoder},
+    writer::{self, Batch, Contents, Encoder, Step},
 };
 use crate::path_info::NarInfo;
 
-/// The pieces of a NAR that wait to be hashed.
-const PIECES_AHEAD: usize = 8;
+/// The parts of a tree that wait to be hashed: batches of some MiB, or pieces of large files.
+const PARTS_AHEAD: usize = 4;
 
 /// Computes the NAR's size and hash of a tree that is told step by step.
 #[derive(Default)]
@@ -81,26 +81,116 @@ pub async fn calculate(
     blobs: Arc<dyn BlobService>,
     directories: Arc<dyn DirectoryService>,
 ) -> Result<NarInfo, NarError> {
-    let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES_AHEAD);
+    of_batches(writer::batches(node.clone(), directories), &blobs).await
+}
+
+/// Computes the size and hash of the NAR of a tree whose steps come in batches.
+pub(super) async fn of_batches<C: Contents>(
+    batches: impl Stream<Item = Result<Batch, NarError>> + Send,
+    contents: &C,
+) -> Result<NarInfo, NarError> {
+    let (sender, mut receiver) = mpsc::channel(PARTS_AHEAD);
     let hashing = tokio::task::spawn_blocking(move || {
-        let mut hash = ByteHasher::default();
-        while let Some(piece) = receiver.blocking_recv() {
-            hash.update(&piece);
+        let mut hash = PartHasher::default();
+        while let Some(part) = receiver.blocking_recv() {
+            hash.update(part);
         }
         hash.finish()
     });
-    let mut nar = writer::stream(node.clone(), blobs, directories);
-    while let Some(piece) = nar.try_next().await? {
-        sender.send(piece).await.expect("the hasher receives until the sender is gone");
+    let send = async |part| {
+        sender.send(part).await.expect("the hasher receives until the sender is gone");
+    };
+    let mut batches = pin!(writer::fetched(batches, contents));
+    while let Some((mut steps, small)) = batches.try_next().await? {
+        let is_large = |step: &Step| matches!(step, Step::File(file) if !file.is_small());
+        let mut small = small.into_iter();
+        while let Some(index) = steps.iter().position(is_large) {
+            let rest = steps.split_off(index + 1);
+            let file = match steps.last() {
+                Some(Step::File(file)) => file.clone(),
+                _ => unreachable!("it is where the file was found"),
+            };
+            let count = steps.iter().filter(|step| matches!(step, Step::File(_))).count() - 1;
+            send(Part::Steps(steps, small.by_ref().take(count).collect())).await;
+            let mut bytes = pin!(file.read(contents));
+            while let Some(bytes) = bytes.try_next().await? {
+                send(Part::Bytes(bytes)).await;
+            }
+            steps = rest;
+        }
+        send(Part::Steps(steps, small.collect())).await;
     }
     drop(sender);
     Ok(hashing.await.expect("hashing does not panic"))
 }
 
+/// A part of a tree that is to be hashed.
+enum Part {
+    /// Steps, and the bytes of the small files among them, in order. A large file is the last one.
+    Steps(Vec<Step>, Vec<Bytes>),
+    /// The next bytes of the large file.
+    Bytes(Bytes),
+}
+
+#[derive(Default)]
+struct PartHasher {
+    hasher: NarHasher,
+    /// The large file that has begun.
+    large: Option<Digest>,
+}
+
+impl PartHasher {
+    fn update(&mut self, part: Part) {
+        match part {
+            Part::Bytes(bytes) => self.hasher.observe(TreeEvent::FileBytes(&bytes)),
+            Part::Steps(steps, small) => {
+                self.end_large();
+                let mut small = small.into_iter();
+                for step in steps {
+                    self.step(step, &mut small);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step, small: &mut impl Iterator<Item = Bytes>) {
+        let hasher = &mut self.hasher;
+        match step {
+            Step::DirectoryStart => hasher.observe(TreeEvent::DirectoryStart),
+            Step::EntryStart(name) => hasher.observe(TreeEvent::EntryStart(&name)),
+            Step::EntryEnd => hasher.observe(TreeEvent::EntryEnd),
+            Step::DirectoryEnd => hasher.observe(TreeEvent::DirectoryEnd),
+            Step::Symlink(target) => hasher.observe(TreeEvent::Symlink(&target)),
+            Step::File(file) => {
+                let (size, executable) = (file.size, file.executable);
+                hasher.observe(TreeEvent::FileStart { size, executable });
+                if !file.is_small() {
+                    self.large = Some(file.digest);
+                    return;
+                }
+                let bytes = small.next().expect("a batch has its small files");
+                hasher.observe(TreeEvent::FileBytes(&bytes));
+                hasher.observe(TreeEvent::FileEnd(&file.digest));
+            }
+        }
+    }
+
+    fn end_large(&mut self) {
+        if let Some(digest) = self.large.take() {
+            self.hasher.observe(TreeEvent::FileEnd(&digest));
+        }
+    }
+
+    fn finish(mut self) -> NarInfo {
+        self.end_large();
+        self.hasher.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cairn_castore::{
-        BlobError, Digest, Name, SymlinkTarget, blob_service::memory::MemoryBlobService,
+        BlobError, Name, SymlinkTarget, blob_service::memory::MemoryBlobService,
         directory_service::memory::MemoryDirectoryService,
     };
     use proptest::prelude::*;
@@ -114,7 +204,7 @@ mod tests {
                 let (size, executable) = (bytes.len() as u64, *executable);
                 observer.observe(TreeEvent::FileStart { size, executable });
                 bytes.chunks(7).for_each(|piece| observer.observe(TreeEvent::FileBytes(piece)));
-                observer.observe(TreeEvent::FileEnd);
+                observer.observe(TreeEvent::FileEnd(&Digest::of(bytes)));
             }
             Tree::Symlink(target) => {
                 let target = SymlinkTarget::try_from(Bytes::copy_from_slice(target)).unwrap();

@@ -4,10 +4,13 @@
 use std::{collections::HashMap, pin::pin, sync::Arc};
 
 use async_stream::try_stream;
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use cairn_castore::{
     BlobError, BlobService, ByteRange, Digest, Directory, DirectoryError, DirectoryService, Name,
-    Node, SymlinkTarget, blob_service::SMALL_BLOB_MAX, import::TreeEvent,
+    Node, SymlinkTarget,
+    blob_service::{BlobStream, SMALL_BLOB_MAX},
+    import::TreeEvent,
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
@@ -102,7 +105,7 @@ impl Encoder {
                 self.padding = padding(size);
             }
             TreeEvent::FileBytes(bytes) => sink(bytes),
-            TreeEvent::FileEnd => {
+            TreeEvent::FileEnd(_) => {
                 sink(&[0; 8][..self.padding]);
                 sink(&CLOSE);
             }
@@ -130,11 +133,7 @@ pub fn stream(
     directories: Arc<dyn DirectoryService>,
 ) -> NarStream {
     try_stream! {
-        let fetch = |batch: Batch| {
-            let blobs = Arc::clone(&blobs);
-            async move { batch.fetch(&*blobs).await }
-        };
-        let mut batches = pin!(batches(node, directories).map_ok(fetch).try_buffered(BATCHES_AHEAD));
+        let mut batches = pin!(fetched(batches(node, directories), &blobs));
         let mut encoder = Encoder::new();
         let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
         while let Some((steps, contents)) = batches.try_next().await? {
@@ -155,12 +154,12 @@ pub fn stream(
                             sink(&bytes);
                         } else {
                             yield piece.split().freeze();
-                            let mut bytes = pin!(file.read(&*blobs));
+                            let mut bytes = pin!(file.read(&blobs));
                             while let Some(bytes) = bytes.try_next().await? {
                                 yield bytes;
                             }
                         }
-                        encoder.encode(TreeEvent::FileEnd, &mut |bytes| {
+                        encoder.encode(TreeEvent::FileEnd(&file.digest), &mut |bytes| {
                             piece.extend_from_slice(bytes);
                         });
                     }
@@ -177,8 +176,37 @@ pub fn stream(
     .boxed()
 }
 
+/// Where the bytes of a tree's files come from.
+#[async_trait]
+pub(super) trait Contents: Send + Sync + 'static {
+    /// Small files, in the order asked; `None` for one that is not there.
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError>;
+
+    /// A file of any size.
+    async fn read(&self, digest: &Digest) -> Result<BlobStream, BlobError>;
+}
+
+#[async_trait]
+impl Contents for Arc<dyn BlobService> {
+    async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+        (**self).read_many(digests).await
+    }
+
+    async fn read(&self, digest: &Digest) -> Result<BlobStream, BlobError> {
+        (**self).read(digest, ByteRange::ALL).await
+    }
+}
+
+/// The batches, each with the bytes of the small files in it. They are fetched ahead.
+pub(super) fn fetched<C: Contents>(
+    batches: impl Stream<Item = Result<Batch, NarError>> + Send,
+    contents: &C,
+) -> impl Stream<Item = Result<(Vec<Step>, Vec<Bytes>), NarError>> + Send {
+    batches.map_ok(|batch| batch.fetch(contents)).try_buffered(BATCHES_AHEAD)
+}
+
 /// A step through a tree whose files' bytes are elsewhere.
-enum Step {
+pub(super) enum Step {
     DirectoryStart,
     EntryStart(Name),
     EntryEnd,
@@ -187,14 +215,15 @@ enum Step {
     Symlink(SymlinkTarget),
 }
 
-struct FileNode {
-    digest: Digest,
-    size: u64,
-    executable: bool,
+#[derive(Clone)]
+pub(super) struct FileNode {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) executable: bool,
 }
 
 impl FileNode {
-    fn is_small(&self) -> bool {
+    pub(super) fn is_small(&self) -> bool {
         self.size <= SMALL_BLOB_MAX as u64
     }
 
@@ -206,9 +235,12 @@ impl FileNode {
     }
 
     /// The file's bytes; an error as soon as there are more than there should be.
-    fn read(&self, blobs: &dyn BlobService) -> impl Stream<Item = Result<Bytes, NarError>> + Send {
+    pub(super) fn read(
+        &self,
+        from: &impl Contents,
+    ) -> impl Stream<Item = Result<Bytes, NarError>> + Send {
         try_stream! {
-            let mut pieces = blobs.read(&self.digest, ByteRange::ALL).await?;
+            let mut pieces = from.read(&self.digest).await?;
             let mut found = 0u64;
             while let Some(piece) = pieces.try_next().await? {
                 found = found.saturating_add(piece.len() as u64);
@@ -224,26 +256,37 @@ impl FileNode {
 
 /// Some consecutive steps. A large file ends a batch.
 #[derive(Default)]
-struct Batch {
-    steps: Vec<Step>,
+pub(super) struct Batch {
+    pub(super) steps: Vec<Step>,
     /// The small files among the steps, in order.
     small: Vec<Digest>,
     small_bytes: u64,
 }
 
 impl Batch {
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.steps.len() >= BATCH_STEPS
             || self.small.len() >= BATCH_BLOBS
             || self.small_bytes >= BATCH_BYTES
     }
 
+    /// Adds a file; whether that ends the batch.
+    pub(super) fn add_file(&mut self, file: FileNode) -> bool {
+        let is_small = file.is_small();
+        if is_small {
+            self.small.push(file.digest);
+            self.small_bytes += file.size;
+        }
+        self.steps.push(Step::File(file));
+        !is_small
+    }
+
     /// The steps, and the bytes of the small files among them.
-    async fn fetch(self, blobs: &dyn BlobService) -> Result<(Vec<Step>, Vec<Bytes>), NarError> {
+    async fn fetch(self, from: &impl Contents) -> Result<(Vec<Step>, Vec<Bytes>), NarError> {
         if self.small.is_empty() {
             return Ok((self.steps, Vec::new()));
         }
-        let answers = blobs.read_many(&self.small).await?;
+        let answers = from.read_many(&self.small).await?;
         let files = self.steps.iter().filter_map(|step| match step {
             Step::File(file) if file.is_small() => Some(file),
             _ => None,
@@ -260,7 +303,7 @@ impl Batch {
 }
 
 /// Walks a tree depth first.
-fn batches(
+pub(super) fn batches(
     root: Node,
     service: Arc<dyn DirectoryService>,
 ) -> impl Stream<Item = Result<Batch, NarError>> + Send {
@@ -324,15 +367,9 @@ impl Walk {
                 if self.contents > CONTENTS_MAX {
                     return Err(NarError::TooLarge { what: "bytes in files", max: CONTENTS_MAX });
                 }
-                let file = FileNode { digest, size, executable };
-                let is_small = file.is_small();
-                if is_small {
-                    batch.small.push(digest);
-                    batch.small_bytes += size;
-                }
-                batch.steps.push(Step::File(file));
+                let ends_batch = batch.add_file(FileNode { digest, size, executable });
                 self.leave(batch);
-                Ok(!is_small)
+                Ok(ends_batch)
             }
             Node::Symlink { target } => {
                 batch.steps.push(Step::Symlink(target));

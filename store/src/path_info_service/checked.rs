@@ -10,7 +10,7 @@ use cairn_proto::snix::store::v1 as proto;
 use prost::Message as _;
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
-use super::{NarWitness, PAGE_MAX, PathInfoError, PathInfoService, contents};
+use super::{NarWitness, PAGE_MAX, PathInfoError, PathInfoService, TreeTeller, contents};
 use crate::{
     nar::hash,
     nixbase32,
@@ -249,6 +249,10 @@ impl<S: PathInfoStorage> PathInfoService for CheckedPathInfoService<S> {
     fn get_local(&self, hash: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>> {
         let answer = self.storage.get_local(hash)?;
         Some(answer.and_then(|record| record.map(|record| decode(hash, record)).transpose()))
+    }
+
+    fn tree_teller(&self) -> Option<TreeTeller> {
+        None
     }
 }
 

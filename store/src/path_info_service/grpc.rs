@@ -27,7 +27,7 @@ use futures::TryStreamExt as _;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    NarWitness, PAGE_MAX, PathInfoError, PathInfoService,
+    NarWitness, PAGE_MAX, PathInfoError, PathInfoService, TreeTeller,
     status::from_status,
     window::{LastWindow, Window},
 };
@@ -239,6 +239,11 @@ impl PathInfoService for GrpcPathInfoService {
     fn get_local(&self, _: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>> {
         None
     }
+
+    fn tree_teller(&self) -> Option<TreeTeller> {
+        let peer = self.peer.clone().with_deadline(NAR_DEADLINE);
+        (!self.plain.load(Ordering::Relaxed)).then(|| TreeTeller::new(peer))
+    }
 }
 
 impl fmt::Display for GrpcPathInfoService {
@@ -254,7 +259,7 @@ impl fmt::Debug for GrpcPathInfoService {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use cairn_castore::{
@@ -274,8 +279,8 @@ mod tests {
     use crate::path_info_service::{grpc_server::PathInfoServer, memory::MemoryPathInfoService};
 
     /// A server on a port of its own, which ends with the test.
-    struct Served {
-        peer: GrpcPeer,
+    pub(crate) struct Served {
+        pub(crate) peer: GrpcPeer,
         task: JoinHandle<()>,
     }
 
@@ -285,7 +290,7 @@ mod tests {
         }
     }
 
-    async fn serve(router: Router) -> Served {
+    pub(crate) async fn serve(router: Router) -> Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("grpc+http://{}", listener.local_addr().unwrap());
         let incoming = TcpListenerStream::new(listener);

@@ -28,13 +28,15 @@ use cairn_proto::{
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{PAGE_MAX, PathInfoService, checked::RECORD_MAX, status::to_status};
+use super::{PAGE_MAX, PathInfoService, checked::RECORD_MAX, status::to_status, told::ToldTrees};
 use crate::{path_info::PathInfo, store_path::OutputHash};
 
 /// The longest message that is read, in bytes: a record and its envelope.
 const REQUEST_MAX: usize = 2 * RECORD_MAX;
+/// The longest message of `cairn.v1` that is read, in bytes: some steps through a tree.
+pub const CAIRN_REQUEST_MAX: usize = 256 * 1024;
 /// The bytes from which on a page is not made longer: with one more record it is still below the
 /// 4 MiB that any client reads.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -45,12 +47,20 @@ const PAGE_DEFAULT: usize = 256;
 #[derive(Clone)]
 pub struct PathInfoServer {
     service: Arc<dyn PathInfoService>,
+    told: Option<Arc<ToldTrees>>,
 }
 
 impl PathInfoServer {
     /// Offers this service.
     pub fn new(service: Arc<dyn PathInfoService>) -> Self {
-        Self { service }
+        Self { service, told: None }
+    }
+
+    /// The same, and it can be told of trees while they are stored.
+    pub fn with_told(self, told: Arc<ToldTrees>) -> Self {
+        // What itself passes on what is put does not believe a witness.
+        let told = self.service.tree_teller().is_none().then_some(told);
+        Self { told, ..self }
     }
 
     /// The tower service of `snix.store.v1`, with the limits of its messages.
@@ -63,7 +73,7 @@ impl PathInfoServer {
     /// The tower service of `cairn.v1`, with the limits of its messages.
     pub fn into_cairn_service(self) -> CairnPathInfoServiceServer<Self> {
         CairnPathInfoServiceServer::new(self)
-            .max_decoding_message_size(REQUEST_MAX)
+            .max_decoding_message_size(CAIRN_REQUEST_MAX)
             .max_encoding_message_size(MESSAGE_MAX)
     }
 }
@@ -106,7 +116,14 @@ impl SnixPathInfoService for PathInfoServer {
     ) -> Result<Response<snix::PathInfo>, Status> {
         let info = PathInfo::from_proto(request.into_inner());
         let info = info.map_err(|error| to_status(&error.into()))?;
-        let info = self.service.put(info, None).await.map_err(|error| to_status(&error))?;
+        let put = async {
+            let witness = match &self.told {
+                Some(told) => told.witness(&info).await?,
+                None => None,
+            };
+            self.service.put(info, witness).await
+        };
+        let info = put.await.map_err(|error| to_status(&error))?;
         Ok(Response::new(info.to_proto()))
     }
 
@@ -184,5 +201,16 @@ impl CairnPathInfoService for PathInfoServer {
         let hash = output_hash(&request.into_inner().output_hash)?;
         let deleted = self.service.delete(&hash).await.map_err(|error| to_status(&error))?;
         Ok(Response::new(cairn::DeleteResponse { deleted }))
+    }
+
+    async fn tell_tree(
+        &self,
+        request: Request<Streaming<cairn::TellTreeRequest>>,
+    ) -> Result<Response<cairn::TellTreeResponse>, Status> {
+        let Some(told) = &self.told else {
+            return Err(Status::failed_precondition("trees are hashed elsewhere"));
+        };
+        let root = told.hear(request.into_inner()).await?;
+        Ok(Response::new(cairn::TellTreeResponse { root: Some(root.to_entry(None)) }))
     }
 }
