@@ -26,6 +26,7 @@ mod commit;
 mod error;
 #[cfg(test)]
 mod faults;
+mod filter;
 mod index;
 mod pack;
 mod places;
@@ -89,7 +90,7 @@ impl LocalStore {
         let opened = reopen::open(path)?;
         let packs = Arc::new(opened.packs);
         let room = Room::new(path);
-        let places = Places::new(opened.index, room.clone(), path.to_owned());
+        let places = Places::new(opened.index, room.clone(), path.to_owned())?;
         let queue = Arc::new(Queue::default());
         #[cfg(test)]
         let faults = Arc::new(faults::Faults::default());
