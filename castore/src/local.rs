@@ -26,6 +26,7 @@ mod commit;
 mod error;
 #[cfg(test)]
 mod faults;
+mod filter;
 mod index;
 mod pack;
 mod places;
@@ -42,6 +43,7 @@ pub use self::{
     error::LocalError,
     record::{KEY_MAX, Kind, Record, VALUE_MAX},
     rewrite::Rewritten,
+    room::stored_bytes,
 };
 
 /// The most records in one [`LocalStore::list`].
@@ -50,14 +52,14 @@ pub const LIST_MAX: usize = 4096;
 /// A store in a folder of this machine, open in this process alone.
 ///
 /// The methods that are not `async` may wait for the disk: they are for threads that may, not for
-/// tasks. [`LocalStore::blocking`] runs them from a task. What is queued when the store is dropped
-/// is written before the drop returns.
+/// tasks. [`LocalStore::blocking`] runs them from a task. Dropping the store closes it.
 pub struct LocalStore {
     path: PathBuf,
     packs: Arc<Packs>,
     places: Arc<Places>,
     queue: Arc<Queue>,
-    committer: Option<JoinHandle<()>>,
+    /// `None` once the store is closed.
+    committer: Mutex<Option<JoinHandle<()>>>,
     /// Held by whoever rewrites packs.
     rewriting: Mutex<()>,
     /// The last to be dropped.
@@ -89,7 +91,7 @@ impl LocalStore {
         let opened = reopen::open(path)?;
         let packs = Arc::new(opened.packs);
         let room = Room::new(path);
-        let places = Places::new(opened.index, room.clone(), path.to_owned());
+        let places = Places::new(opened.index, room.clone(), path.to_owned())?;
         let queue = Arc::new(Queue::default());
         #[cfg(test)]
         let faults = Arc::new(faults::Faults::default());
@@ -114,7 +116,7 @@ impl LocalStore {
             packs,
             places: Arc::clone(&places),
             queue,
-            committer: Some(committer),
+            committer: Mutex::new(Some(committer)),
             rewriting: Mutex::new(()),
             _lock: opened.lock,
             #[cfg(test)]
@@ -315,13 +317,14 @@ impl LocalStore {
     }
 }
 
-impl Drop for LocalStore {
-    fn drop(&mut self) {
+impl LocalStore {
+    /// Writes what is queued, and the index, and refuses what comes later: for one who ends while
+    /// others still hold the store. What is in it can be read until they let go. Waits for the disk.
+    pub fn close(&self) {
+        let Some(committer) = self.committer.lock().take() else { return };
         self.queue.close();
-        if let Some(committer) = self.committer.take() {
-            // A panic there has been reported, and has closed the queue.
-            let _ = committer.join();
-        }
+        // A panic there has been reported, and has closed the queue.
+        let _ = committer.join();
         let state = if self.places.close() { IndexState::Closed } else { IndexState::Broken };
         if let Err(error) = state.write(&self.path) {
             tracing::warn!(
@@ -330,6 +333,12 @@ impl Drop for LocalStore {
                 "the state of the index could not be written; it may be rebuilt",
             );
         }
+    }
+}
+
+impl Drop for LocalStore {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -215,35 +215,25 @@ impl ObjectBase {
         Ok(Some(all.into()))
     }
 
-    /// Makes an object, unless it is there: what it holds follows from its name.
-    pub async fn create(
-        &self,
-        kind: ObjectKind,
-        digest: &Digest,
-        bytes: Bytes,
-    ) -> Result<(), Error> {
-        self.create_many(vec![vec![NewObject { kind, digest: *digest, bytes }]]).await
-    }
-
-    /// Makes objects, but for those that are there: the groups in any order, the objects of a group
-    /// one after the other.
-    pub async fn create_many(&self, groups: Vec<Vec<NewObject>>) -> Result<(), Error> {
+    /// Makes objects, but for those that are there: those of a stage in any order, and none before
+    /// all of the stages before are durable.
+    pub async fn create_many(&self, stages: Vec<Vec<NewObject>>) -> Result<(), Error> {
         if let Some(folder) = self.folder.clone() {
             let file = |NewObject { kind, digest, bytes }: NewObject| NewFile {
                 path: Self::file(kind, &digest),
                 bytes,
             };
-            let files = groups.into_iter().flatten().map(file).collect();
+            let files = stages.into_iter().flatten().map(file).collect();
             return blocking(move || folder.create(files)).await;
         }
-        let create = |group: Vec<NewObject>| async move {
-            for NewObject { kind, digest, bytes } in group {
-                self.upload(kind, &digest, bytes).await?;
-            }
-            Ok(())
-        };
-        let creates: Vec<_> = groups.into_iter().map(create).collect();
-        stream::iter(creates).buffer_unordered(REQUESTS_AT_ONCE).try_collect().await
+        for stage in stages {
+            let create = |NewObject { kind, digest, bytes }: NewObject| async move {
+                self.upload(kind, &digest, bytes).await
+            };
+            let creates: Vec<_> = stage.into_iter().map(create).collect();
+            stream::iter(creates).buffer_unordered(REQUESTS_AT_ONCE).try_collect::<()>().await?;
+        }
+        Ok(())
     }
 
     async fn upload(&self, kind: ObjectKind, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
@@ -277,12 +267,6 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(run).await;
     let done = done.map_err(io::Error::other).and_then(|done| done);
     done.map_err(|error| Error::Generic { store: "LocalFileSystem", source: error.into() })
-}
-
-/// One zstd frame of these bytes.
-pub(crate) async fn compress(bytes: Bytes) -> io::Result<Bytes> {
-    let compressed = compress_many(vec![bytes]).await?;
-    Ok(compressed.into_iter().next().unwrap_or_default())
 }
 
 /// One zstd frame of each of these bytes.

@@ -1,19 +1,24 @@
 //! The command line as a whole: the options that every command takes, and the list of commands.
 //! Each command is in a file of its own.
 
+use std::{fs::File, sync::Arc};
+
+use cairn_fs::space::SpaceSource;
 use cairn_store::Services;
 use clap::{Parser, Subcommand};
 
 use crate::{
+    background,
     commands::{
         cat::CatArgs, completions::CompletionsArgs, daemon::DaemonArgs, export::ExportArgs,
         import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs,
-        stat::StatArgs,
+        stat::StatArgs, umount::UmountArgs,
     },
     exit::Failure,
     logging::LoggingArgs,
     server::systemd::HandedOver,
     services::{OpenServices, ServiceArgs},
+    space::LocalSpace,
 };
 
 /// A content-addressed store that can be mounted: trees go in by what they contain, and come out
@@ -41,7 +46,10 @@ pub(crate) struct Cli {
     #[command(flatten)]
     services: ServiceArgs,
     #[command(flatten)]
-    pub(crate) logging: LoggingArgs,
+    logging: LoggingArgs,
+    /// This is the process that goes on in the background
+    #[arg(long = background::FLAG, hide = true)]
+    in_background: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,6 +58,7 @@ pub(crate) struct Cli {
 enum Command {
     Import(ImportArgs),
     Mount(MountArgs),
+    Umount(UmountArgs),
     Daemon(DaemonArgs),
     Export(ExportArgs),
     Ls(LsArgs),
@@ -68,9 +77,19 @@ pub(crate) struct Context {
     pub(crate) shows_progress: bool,
     /// Whether to say in a line on standard error what was done.
     pub(crate) shows_summary: bool,
+    /// Whether this is the process that was started to go on in the background.
+    pub(crate) in_background: bool,
+    /// What is logged to, if that is a file.
+    pub(crate) log_file: Option<File>,
 }
 
 impl Context {
+    /// The room where blobs are kept, if that is on this machine.
+    pub(crate) fn space(&self) -> Result<Option<Arc<dyn SpaceSource>>, Failure> {
+        let folder = self.services.blob_folder()?;
+        Ok(folder.map(|folder| Arc::new(LocalSpace(folder)) as Arc<dyn SpaceSource>))
+    }
+
     /// Does something with the store, and lets go of the store whatever comes of it.
     pub(crate) async fn with_services(
         &self,
@@ -84,16 +103,28 @@ impl Context {
 }
 
 impl Cli {
+    /// Starts to log; the file that is logged to, if it is one.
+    pub(crate) fn start_logging(&self) -> Result<Option<File>, Failure> {
+        self.logging.start(self.in_background)
+    }
+
     /// Runs the command. The sockets are those that whoever started the process handed over.
-    pub(crate) async fn run(self, sockets: HandedOver) -> Result<(), Failure> {
+    pub(crate) async fn run(
+        self,
+        sockets: HandedOver,
+        log_file: Option<File>,
+    ) -> Result<(), Failure> {
         let context = Context {
             services: self.services,
             shows_progress: self.logging.shows_progress(),
             shows_summary: self.logging.shows_summary(),
+            in_background: self.in_background,
+            log_file,
         };
         match self.command {
             Command::Import(args) => args.run(&context).await,
             Command::Mount(args) => args.run(&context).await,
+            Command::Umount(args) => args.run().await,
             Command::Daemon(args) => args.run(&context, sockets).await,
             Command::Export(args) => args.run(&context).await,
             Command::Ls(args) => args.run(&context).await,

@@ -10,6 +10,7 @@ pub(crate) mod ls;
 pub(crate) mod mount;
 pub(crate) mod path_info;
 pub(crate) mod stat;
+pub(crate) mod umount;
 
 use std::ffi::OsString;
 

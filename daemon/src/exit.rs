@@ -29,6 +29,22 @@ pub(crate) enum Code {
     Terminated = 143,
 }
 
+impl Code {
+    /// What another process of this program has said.
+    pub(crate) fn of(code: i32) -> Self {
+        let all = [
+            Self::Done,
+            Self::Failed,
+            Self::Usage,
+            Self::NotFound,
+            Self::Damaged,
+            Self::Interrupted,
+            Self::Terminated,
+        ];
+        all.into_iter().find(|known| *known as i32 == code).unwrap_or(Self::Failed)
+    }
+}
+
 /// A command that could not do as asked.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -36,6 +52,8 @@ pub(crate) struct Failure {
     source: Option<BoxError>,
     help: Option<String>,
     code: Code,
+    /// Whether it was reported already.
+    is_told: bool,
 }
 
 impl Failure {
@@ -44,12 +62,17 @@ impl Failure {
     pub(crate) fn new(what: impl Into<String>, error: impl Into<BoxError>) -> Self {
         let source = error.into();
         let Advice { code, help } = advice(source.as_ref());
-        Self { what: what.into(), source: Some(source), help, code }
+        Self { what: what.into(), source: Some(source), help, code, is_told: false }
     }
 
     /// Failed for a reason that is said in full.
     pub(crate) fn plain(code: Code, what: impl Into<String>) -> Self {
-        Self { what: what.into(), source: None, help: None, code }
+        Self { what: what.into(), source: None, help: None, code, is_told: false }
+    }
+
+    /// Another process failed for us, and has said why.
+    pub(crate) fn told(code: Code) -> Self {
+        Self { is_told: true, ..Self::plain(code, "another process failed") }
     }
 
     /// A signal ended the command before it was done.
@@ -73,9 +96,14 @@ impl Failure {
         Self { help: Some(help.into()), ..self }
     }
 
+    /// Ends with another code than the error suggests.
+    pub(crate) fn code(self, code: Code) -> Self {
+        Self { code, ..self }
+    }
+
     /// Says on standard error what failed; the code to exit with.
     pub(crate) fn report(&self) -> process::ExitCode {
-        if self.code != Code::Done {
+        if self.code != Code::Done && !self.is_told {
             eprintln!("cairn: error: {self}");
             if let Some(help) = &self.help {
                 eprintln!("  help: {help}");

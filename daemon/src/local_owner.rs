@@ -86,7 +86,7 @@ struct Backend {
 
 enum Role {
     /// The store is held by this process. Without a socket if there can't be one.
-    Owner(parking_lot::Mutex<Option<OwnerSocket>>),
+    Owner { store: Arc<LocalStore>, socket: parking_lot::Mutex<Option<OwnerSocket>> },
     /// The store is held by another process, on the socket at this path.
     Client(#[expect(dead_code, reason = "keeps the path alive")] Reachable),
 }
@@ -153,15 +153,19 @@ impl SharedStore {
         let _election = self.election.lock().await;
         let current = std::mem::replace(&mut *self.current.write(), Current::Closed);
         let Current::Open(backend) = current else { return };
-        if let Role::Owner(socket) = &backend.role {
-            let socket = socket.lock().take();
-            if let Some(socket) = socket {
-                socket.close().await;
-            }
+        let Role::Owner { store, socket } = &backend.role else { return };
+        let socket = socket.lock().take();
+        if let Some(socket) = socket {
+            socket.close().await;
         }
-        // The last to let go of the store writes out its index, which takes its time.
-        let dropped = tokio::task::spawn_blocking(move || drop(backend)).await;
-        if let Err(error) = dropped {
+        // Writes out the index, which takes its time. Not left to the last who lets go of the
+        // store: that may be a thread of an import that was cut off, and come too late.
+        let store = Arc::clone(store);
+        let closed = tokio::task::spawn_blocking(move || {
+            store.close();
+            drop((store, backend));
+        });
+        if let Err(error) = closed.await {
             tracing::error!(%error, path = %self.path.display(), "closing the store failed");
         }
     }
@@ -224,7 +228,7 @@ impl SharedStore {
         let directories: Arc<dyn DirectoryService> =
             Arc::new(LocalDirectoryService::new(store.clone()));
         let path_infos: Arc<dyn PathInfoService> = Arc::new(LocalPathInfoService::new(
-            store,
+            store.clone(),
             self.contents.blobs.clone().unwrap_or_else(|| blobs.clone()),
             self.contents.directories.clone().unwrap_or_else(|| directories.clone()),
         ));
@@ -246,7 +250,7 @@ impl SharedStore {
                 None
             }
         };
-        let role = Role::Owner(parking_lot::Mutex::new(socket));
+        let role = Role::Owner { store, socket: parking_lot::Mutex::new(socket) };
         Backend { term, blobs, directories, path_infos, role }
     }
 
@@ -291,7 +295,7 @@ impl SharedStore {
     async fn has_ended<E: ServiceError>(&self, backend: &Backend, error: &E) -> bool {
         match backend.role {
             // What is here can't go away.
-            Role::Owner(_) => false,
+            Role::Owner { .. } => false,
             // A connection that breaks in the middle of a message is told in many ways.
             Role::Client(_) => match error.kind() {
                 ErrorKind::Unavailable => true,

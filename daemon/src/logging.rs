@@ -1,10 +1,22 @@
 //! What the program says of its work on standard error: log lines, as many as are asked for, and
 //! whether there is someone to show progress to. Results and errors are said elsewhere.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+};
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{format::FmtSpan, writer::BoxMakeWriter},
+};
+
+use self::syslog::Syslog;
+use crate::exit::Failure;
+
+mod syslog;
 
 /// The variable that names what is logged, module by module.
 const VARIABLE: &str = "RUST_LOG";
@@ -20,11 +32,35 @@ pub(crate) struct LoggingArgs {
     /// Log errors only, and show no progress.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
+    /// Log to the end of this file instead of standard error.
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Output")]
+    log_file: Option<PathBuf>,
 }
 
 impl LoggingArgs {
-    /// Starts to log.
-    pub(crate) fn start(&self) {
+    /// Starts to log: to the file if there is to be one, which is returned, else to the system's
+    /// log for a process in the background, else to standard error.
+    pub(crate) fn start(&self, in_background: bool) -> Result<Option<File>, Failure> {
+        let log_file = self.log_file.as_ref().map(|path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.map_err(|error| {
+                Failure::new(format!("the log file {} can't be opened", path.display()), error)
+            })
+        });
+        let log_file = log_file.transpose()?;
+        let writer = match &log_file {
+            Some(file) => {
+                let file = file.try_clone();
+                BoxMakeWriter::new(
+                    file.map_err(|error| Failure::new("the log file can't be used", error))?,
+                )
+            }
+            None if in_background => BoxMakeWriter::new(
+                Syslog::new().map_err(|error| Failure::new("no log can be opened", error))?,
+            ),
+            None => BoxMakeWriter::new(io::stderr),
+        };
+        let has_colours = log_file.is_none() && !in_background && io::stderr().is_terminal();
         let level = match (self.quiet, self.verbose) {
             (true, _) => LevelFilter::ERROR,
             (false, 0) => LevelFilter::WARN,
@@ -45,9 +81,10 @@ impl LoggingArgs {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_span_events(FmtSpan::NONE)
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
+            .with_writer(writer)
+            .with_ansi(has_colours)
             .init();
+        Ok(log_file)
     }
 
     /// Whether to say in a line what was done: to someone who watches, or who asked for more.

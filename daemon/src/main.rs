@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod background;
 mod cli;
 mod commands;
 mod exit;
@@ -14,19 +15,23 @@ mod output;
 mod server;
 mod services;
 mod signals;
+mod space;
 
 fn main() -> ExitCode {
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
     let cli = cli::Cli::parse();
-    cli.logging.start();
+    let log_file = match cli.start_logging() {
+        Ok(log_file) => log_file,
+        Err(failure) => return failure.report(),
+    };
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().thread_name("cairn").enable_all().build()
         {
             Ok(runtime) => runtime,
             Err(error) => return exit::Failure::new("no thread can be started", error).report(),
         };
-    let result = runtime.block_on(cli.run(sockets));
+    let result = runtime.block_on(cli.run(sockets, log_file));
     // A thread that waits, for a reader of standard output say, must not keep the process.
     runtime.shutdown_background();
     match result {

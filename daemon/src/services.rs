@@ -77,6 +77,27 @@ pub(crate) struct ServiceArgs {
     path_info_service_addr: Option<Address>,
 }
 
+impl ServiceArgs {
+    fn store(&self) -> Result<Address, Failure> {
+        match &self.store {
+            Some(address) => Ok(address.clone()),
+            None => Ok(Address::Local(default_folder()?)),
+        }
+    }
+
+    /// The folder of the local store that blobs are in. `None` if they are elsewhere.
+    pub(crate) fn blob_folder(&self) -> Result<Option<PathBuf>, Failure> {
+        let blobs_at = match &self.blob_service_addr {
+            Some(address) => address.clone(),
+            None => self.store()?,
+        };
+        Ok(match blobs_at {
+            Address::Local(folder) => Some(folder),
+            Address::Memory | Address::ObjectStore(_) | Address::Grpc(_) => None,
+        })
+    }
+}
+
 /// The services that a command works with, and what has to be closed behind them.
 #[derive(Debug)]
 pub(crate) struct OpenServices {
@@ -88,10 +109,7 @@ pub(crate) struct OpenServices {
 impl OpenServices {
     /// Opens the services that the arguments name.
     pub(crate) async fn open(args: &ServiceArgs) -> Result<Self, Failure> {
-        let store = match &args.store {
-            Some(address) => address.clone(),
-            None => Address::Local(default_folder()?),
-        };
+        let store = args.store()?;
         let address = |other: &Option<Address>| other.clone().unwrap_or_else(|| store.clone());
         let blobs_at = address(&args.blob_service_addr);
         let directories_at = address(&args.directory_service_addr);

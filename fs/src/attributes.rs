@@ -1,5 +1,5 @@
-//! What `stat`, `statfs` and the extended attributes say of an inode. All of it follows from the
-//! inode alone, so that it is the same in every mount and at every time.
+//! What `stat`, `statfs` and the extended attributes say of an inode. All of it but the
+//! owner follows from the inode alone, so that it is the same in every mount and at every time.
 
 use std::ffi::CStr;
 
@@ -10,6 +10,15 @@ use fuse_backend_rs::{
 };
 
 use crate::{errno::FsError, inodes::Inode};
+
+/// Whom everything on a mount belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// The user. 0, root, unless told otherwise.
+    pub uid: u32,
+    /// The group. 0 unless told otherwise.
+    pub gid: u32,
+}
 
 /// The unit in which programs are advised to read, and that of `statfs`, in bytes.
 pub(crate) const BLOCK_BYTES: u32 = 4096;
@@ -39,7 +48,7 @@ const XATTR_BLOB: &CStr = c"user.snix.castore.blob.digest";
 const XATTR_DIRECTORY: &CStr = c"user.snix.castore.directory.digest";
 
 /// The attributes of an inode. Fails for a file whose directory claims an impossible size.
-pub(crate) fn attributes(inode: &Inode) -> Result<stat64, FsError> {
+pub(crate) fn attributes(inode: &Inode, owner: Owner) -> Result<stat64, FsError> {
     let (mode, nlink, size) = match inode {
         Inode::Root => (libc::S_IFDIR | 0o555, LINKS_UNCOUNTED, ROOT_BYTES),
         Inode::Directory(place) => {
@@ -63,6 +72,8 @@ pub(crate) fn attributes(inode: &Inode) -> Result<stat64, FsError> {
         ctime: TIME_SECONDS,
         mode,
         nlink,
+        uid: owner.uid,
+        gid: owner.gid,
         blksize: BLOCK_BYTES,
         ..Attr::default()
     }))
@@ -139,22 +150,24 @@ mod tests {
 
     #[test]
     fn a_file_has_the_mode_and_size_of_its_entry() {
-        let plain = attributes(&file(513, false)).unwrap();
+        let plain = attributes(&file(513, false), Owner::default()).unwrap();
         assert_eq!(
             (plain.st_mode, plain.st_size, plain.st_blocks),
             (libc::S_IFREG | 0o444, 513, 2)
         );
         assert_eq!((plain.st_nlink, plain.st_uid, plain.st_gid), (1, 0, 0));
         assert_eq!((plain.st_atime, plain.st_mtime, plain.st_ctime), (1, 1, 1));
-        let executable = attributes(&file(513, true)).unwrap();
+        let executable = attributes(&file(513, true), Owner { uid: 1, gid: 2 }).unwrap();
+        assert_eq!((executable.st_uid, executable.st_gid), (1, 2));
         assert_eq!(executable.st_mode, libc::S_IFREG | 0o555);
         assert_ne!(executable.st_ino, plain.st_ino);
     }
 
     #[test]
     fn a_size_that_no_file_can_have_is_refused() {
-        assert!(attributes(&file(i64::MAX as u64, false)).is_ok());
-        assert!(matches!(attributes(&file(u64::MAX, false)), Err(FsError::ImpossibleSize { .. })));
+        let attributes = |size| attributes(&file(size, false), Owner::default());
+        assert!(attributes(i64::MAX as u64).is_ok());
+        assert!(matches!(attributes(u64::MAX), Err(FsError::ImpossibleSize { .. })));
     }
 
     #[test]

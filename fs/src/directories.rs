@@ -13,7 +13,7 @@ use quick_cache::{
 use crate::errno::FsError;
 
 /// The memory that decoded directories may take, in bytes.
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How many parts the cache has, each with its lock. Few, since a directory that outweighs a
 /// part's share is too large for the cache.

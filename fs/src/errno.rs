@@ -54,6 +54,12 @@ pub enum FsError {
     /// The store did not answer in time.
     #[error("no answer from the store within {0:?}")]
     Deadline(Duration),
+    /// As many requests wait for the store as may.
+    #[error("too many requests wait for the store")]
+    Busy,
+    /// The program that made the request is ending.
+    #[error("the program that asked is ending")]
+    Interrupted,
     /// The mount ended while the request waited.
     #[error("the mount is ending")]
     Stopped,
@@ -64,6 +70,7 @@ pub fn errno(error: &FsError) -> Errno {
     match error {
         FsError::Blob(BlobError::PermissionDenied { .. })
         | FsError::Directory(DirectoryError::PermissionDenied { .. }) => Errno::ACCESS,
+        FsError::Interrupted => Errno::INTR,
         // What is missing, damaged or out of reach behind a name that exists is an input/output
         // error to whoever reads it, never "no such file".
         FsError::Blob(_)
@@ -73,6 +80,7 @@ pub fn errno(error: &FsError) -> Errno {
         | FsError::ShortBlob { .. }
         | FsError::ImpossibleSize { .. }
         | FsError::Deadline(_)
+        | FsError::Busy
         | FsError::Stopped => Errno::IO,
     }
 }
@@ -91,7 +99,7 @@ impl Failures {
     /// The answer to a request that failed.
     pub(crate) fn answer(&self, error: FsError) -> io::Error {
         let errno = errno(&error);
-        if !matches!(error, FsError::Stopped) {
+        if !matches!(error, FsError::Stopped | FsError::Interrupted) {
             self.log(&error);
         }
         errno.into()
@@ -128,6 +136,7 @@ mod tests {
             FsError::Directory(DirectoryError::NotFound(digest)),
             FsError::MissingDirectory(digest),
             FsError::Deadline(Duration::from_secs(1)),
+            FsError::Busy,
             FsError::Stopped,
         ] {
             assert_eq!(failures.answer(error).raw_os_error(), Some(Errno::IO.raw_os_error()));

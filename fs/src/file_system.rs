@@ -4,7 +4,8 @@
 
 use std::{
     ffi::CStr,
-    fmt, io,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -13,7 +14,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_castore::{BlobService, ByteRange, Digest, DirectoryService, Name, Node, roots::Roots};
+use cairn_castore::{
+    BlobService, ByteRange, Digest, DirectoryService, Name, Node, SymlinkTarget, roots::Roots,
+};
 use fuse_backend_rs::{
     abi::fuse_abi::{CreateIn, stat64, statvfs64},
     api::filesystem::{
@@ -24,6 +27,7 @@ use fuse_backend_rs::{
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+pub use crate::attributes::Owner;
 use crate::{
     attributes::{self, BLOCK_BYTES},
     directories::{Directories, Loaded},
@@ -31,6 +35,8 @@ use crate::{
     inodes::{Inode, Inodes, NodeId, ROOT},
     listing::{Cursors, Reply},
     reads::Reads,
+    root_names::RootNames,
+    space::{RecentSpace, SpaceSource},
     wait::Waiter,
 };
 
@@ -43,6 +49,14 @@ pub const ROOT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a request waits for the store until it fails, unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A symlink in the root that is found but not listed, and leads to the process that serves the
+/// mount: the inode number of its PID namespace, a colon and its process ID. It is how one who
+/// unmounts knows whom to wait for.
+pub const SERVER_NAME: &str = ".cairn-server";
+
+/// Stands for the PID namespace that a process is in.
+pub(crate) const PID_NAMESPACE: &str = "/proc/self/ns/pid";
 
 const NANOSECONDS: u32 = 1_000_000_000;
 
@@ -68,14 +82,25 @@ pub struct FileSystemOptions {
     pub root_timeout: Duration,
     /// How long one request waits for the store until the program that made it gets `EIO`.
     pub deadline: Duration,
-    /// What `statfs` (`df`) says that the file system's contents take, in bytes; 0 if that is not
-    /// known.
-    pub used_bytes: u64,
+    /// Whom everything belongs to.
+    pub owner: Owner,
+    /// Whether files and directories have extended attributes. If not, the kernel does not even
+    /// ask.
+    pub xattrs: bool,
+    /// What `statfs` (`df`) asks about room. Without it, none is used and none is left.
+    pub space: Option<Arc<dyn SpaceSource>>,
 }
 
 impl Default for FileSystemOptions {
     fn default() -> Self {
-        Self { list_root: true, root_timeout: ROOT_TIMEOUT, deadline: DEADLINE, used_bytes: 0 }
+        Self {
+            list_root: true,
+            root_timeout: ROOT_TIMEOUT,
+            deadline: DEADLINE,
+            owner: Owner::default(),
+            xattrs: true,
+            space: None,
+        }
     }
 }
 
@@ -91,6 +116,8 @@ pub struct CairnFs {
     pub(crate) cursors: Cursors,
     inodes: Inodes,
     reads: Reads,
+    names: RootNames,
+    space: RecentSpace,
     failures: Failures,
     /// Counts how often the root's attributes were asked for; see `root_attributes`.
     root_tick: AtomicU32,
@@ -109,6 +136,8 @@ impl CairnFs {
             cursors: Cursors::new(),
             inodes: Inodes::new(),
             reads: Reads::new(services.blobs.clone()),
+            names: RootNames::new(services.roots.clone()),
+            space: RecentSpace::new(options.space.clone()),
             failures: Failures::new(),
             root_tick: AtomicU32::new(0),
             zero_message_open: AtomicBool::new(false),
@@ -147,7 +176,7 @@ impl CairnFs {
 
     /// What the kernel is told of an inode when it comes to know it, which counts as one lookup.
     pub(crate) fn entry(&self, inode: Inode, entry_timeout: Duration) -> Result<Entry, FsError> {
-        let attr = attributes::attributes(&inode)?;
+        let attr = attributes::attributes(&inode, self.options.owner)?;
         let inode = self.inodes.remember(inode);
         Ok(Entry {
             inode,
@@ -172,13 +201,11 @@ impl CairnFs {
     }
 
     fn lookup_in_root(&self, name: Name) -> Result<Entry, FsError> {
-        let roots = &self.services.roots;
-        let found = match roots.lookup_local(&name) {
-            Some(found) => found?,
-            None => self.waiter.wait(roots.lookup(&name))?,
-        };
+        if name.as_ref() == SERVER_NAME.as_bytes() {
+            return self.entry(Inode::Symlink { target: process() }, Duration::ZERO);
+        }
         let timeout = self.options.root_timeout;
-        match found {
+        match self.names.find(&name, &self.waiter)? {
             Some(node) => self.entry(self.resolve((ROOT, ROOT), &name, &node)?, timeout),
             None => Ok(absent(timeout)),
         }
@@ -201,7 +228,7 @@ impl CairnFs {
     /// for: that is how the kernel, which opens directories without asking us, comes to read the
     /// root's listing anew once its attributes have expired, while it keeps all others.
     fn root_attributes(&self) -> Result<stat64, FsError> {
-        let mut attr = attributes::attributes(&Inode::Root)?;
+        let mut attr = attributes::attributes(&Inode::Root, self.options.owner)?;
         let tick = self.root_tick.fetch_add(1, Ordering::Relaxed);
         attr.st_mtime_nsec = i64::from(tick % NANOSECONDS);
         Ok(attr)
@@ -244,6 +271,14 @@ pub(crate) fn directory_inode(
 ) -> Inode {
     let entries = loaded.directory.entries().len() as u64;
     Inode::directory(parent, name, *digest, entries, loaded.subdirectories)
+}
+
+/// This process as [`SERVER_NAME`] tells of it.
+fn process() -> SymlinkTarget {
+    // Without /proc a number that is no namespace's.
+    let namespace = fs::metadata(PID_NAMESPACE).map_or(0, |namespace| namespace.ino());
+    let text = format!("{namespace}:{}", std::process::id());
+    SymlinkTarget::try_from(Bytes::from(text)).expect("short, and without a NUL")
 }
 
 /// The answer that a name is not there, which the kernel keeps for a while.
@@ -322,7 +357,7 @@ impl FileSystem for CairnFs {
     ) -> io::Result<(stat64, Duration)> {
         match &*self.inode(inode)? {
             Inode::Root => self.root_attributes().map(|attr| (attr, self.options.root_timeout)),
-            inode => attributes::attributes(inode).map(|attr| (attr, FOREVER)),
+            inode => attributes::attributes(inode, self.options.owner).map(|attr| (attr, FOREVER)),
         }
         .map_err(|error| self.fail(error))
     }
@@ -423,9 +458,12 @@ impl FileSystem for CairnFs {
         let mut st = Defaults.statfs(ctx, inode)?;
         st.f_bsize = u64::from(BLOCK_BYTES);
         st.f_frsize = u64::from(BLOCK_BYTES);
-        // Never 0, which makes some programs divide by it and others skip the file system. Nothing
-        // is free, since nothing can be written.
-        st.f_blocks = self.options.used_bytes.div_ceil(u64::from(BLOCK_BYTES)).max(1);
+        let space = self.space.get();
+        let blocks = |bytes: u64| bytes / u64::from(BLOCK_BYTES);
+        st.f_bfree = blocks(space.free);
+        st.f_bavail = blocks(space.available);
+        // Never 0, which makes some programs divide by it and others skip the file system.
+        st.f_blocks = (blocks(space.used) + st.f_bfree).max(1);
         st.f_files = self.inodes.len() as u64;
         st.f_namemax = Name::MAX_LEN as u64;
         Ok(st)
@@ -443,6 +481,9 @@ impl FileSystem for CairnFs {
         name: &CStr,
         size: u32,
     ) -> io::Result<GetxattrReply> {
+        if !self.options.xattrs {
+            return Err(Errno::NOSYS.into());
+        }
         let Some(value) = attributes::xattr(&*self.inode(inode)?, name) else {
             let known = [&b"user."[..], b"security.", b"trusted."];
             let absent = known.iter().any(|prefix| name.to_bytes().starts_with(prefix));
@@ -455,6 +496,9 @@ impl FileSystem for CairnFs {
     }
 
     fn listxattr(&self, _: &Context, inode: NodeId, size: u32) -> io::Result<ListxattrReply> {
+        if !self.options.xattrs {
+            return Err(Errno::NOSYS.into());
+        }
         let names: Vec<u8> = attributes::xattr_names(&*self.inode(inode)?)
             .iter()
             .flat_map(|name| name.to_bytes_with_nul())

@@ -1,10 +1,13 @@
 //! The FUSE transport: a file system is mounted in a folder of this machine, served, and unmounted.
 //! What it answers is in `file_system`; who serves is in `fuse/crew`, how the kernel is reached in
-//! `fuse/device`, and what is mounted already in `fuse/mount_table`.
+//! `fuse/device`, what is mounted already in `fuse/mount_table`, and how another process unmounts
+//! in `fuse/removal`.
 
 mod crew;
 mod device;
+mod interrupts;
 mod mount_table;
+mod removal;
 
 use std::{
     fs, io,
@@ -20,6 +23,7 @@ use rustix::{
     io::Errno,
 };
 
+pub use self::removal::{UnmountError, UnmountOptions, Unmounted, unmount};
 use self::{crew::Crew, mount_table::MountEntry};
 use crate::file_system::CairnFs;
 
@@ -27,8 +31,10 @@ use crate::file_system::CairnFs;
 pub const SUBTYPE: &str = "cairn";
 
 /// How many threads serve at the same time at most, unless told otherwise: those that wait for the
-/// store, and one that goes on serving.
-pub const MAX_THREADS: usize = 64;
+/// store, and one that goes on serving. As many programs may be stuck with a store that does not
+/// answer; what has to wait beyond that fails at once, and what needs no waiting goes on. A thread
+/// that waits takes some 60 KB.
+pub const MAX_THREADS: usize = 512;
 
 /// How many threads wait for requests at most, unless told otherwise.
 const IDLE_THREADS_MAX: usize = 4;
@@ -205,6 +211,11 @@ fn resolve(mountpoint: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
+/// Whether this is what the kernel says of a mount that is in use.
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+}
+
 /// Whether this is what the kernel says of a mount whose server is gone.
 fn is_dead(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())
@@ -222,7 +233,7 @@ fn clear(mountpoint: &Path) -> Result<(), MountError> {
     match rustix::fs::statfs(mountpoint) {
         Err(Errno::NOTCONN) => {
             let ours = fs_type.strip_prefix("fuse.") == Some(SUBTYPE);
-            if !ours || device::unmount_lazily(mountpoint).is_err() {
+            if !ours || device::detach(mountpoint).is_err() {
                 return Err(MountError::Stale { path, fs_type });
             }
             tracing::warn!(mountpoint = %path.display(), "removed a mount whose server was gone");
@@ -238,6 +249,15 @@ fn raise_read_ahead(device: u64) {
     if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(path, %error, "the kernel's read-ahead stays as it is");
     }
+}
+
+/// How a mount has left the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nobody uses it.
+    Unused,
+    /// It is used where nobody else can find it any more.
+    InUse,
 }
 
 impl Mount {
@@ -267,6 +287,24 @@ impl Mount {
         self.crew.ended().await;
     }
 
+    /// Takes the mount out of the tree. If files in it are open, or processes stand in it, they can
+    /// go on: [`wait`](Self::wait) returns when the last has gone. Blocks for a moment.
+    pub fn leave_tree(&self) -> Result<Left, MountError> {
+        let failed = |source| MountError::Unmount { path: self.mountpoint.clone(), source };
+        if !self.is_there().map_err(MountError::MountTable)? {
+            // Unmounted from outside.
+            return Ok(Left::Unused);
+        }
+        match device::unmount(&self.mountpoint) {
+            Ok(()) => Ok(Left::Unused),
+            Err(error) if is_busy(&error) => {
+                device::detach(&self.mountpoint).map_err(failed)?;
+                Ok(Left::InUse)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Unmounts. Blocks for a moment.
     ///
     /// If files in it are open the mount leaves the tree all the same, and they fail from now on.
@@ -277,7 +315,7 @@ impl Mount {
     }
 
     fn end(&self) -> Result<(), MountError> {
-        let outcome = self.detach();
+        let outcome = self.take_away();
         // Whoever waits for the store now has nobody left to answer to.
         self.fs.waiter.stop();
         if outcome.is_ok() && !self.crew.ends_within(END_MAX) {
@@ -289,21 +327,24 @@ impl Mount {
         outcome
     }
 
-    fn detach(&self) -> Result<(), MountError> {
+    fn take_away(&self) -> Result<(), MountError> {
         let failed = |source| MountError::Unmount { path: self.mountpoint.clone(), source };
         if !self.is_there().map_err(MountError::MountTable)? {
-            // Unmounted from outside.
+            // Unmounted from outside, or out of the tree and in use.
+            if self.crew.is_connected() {
+                self.abort();
+            }
             return Ok(());
         }
         match device::unmount(&self.mountpoint) {
             Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+            Err(error) if is_busy(&error) => {
                 tracing::warn!(
                     mountpoint = %self.mountpoint.display(),
                     "files of the mount are open, and fail from now on"
                 );
                 self.abort();
-                device::unmount_lazily(&self.mountpoint).map_err(failed)
+                device::unmount_by_force(&self.mountpoint).map_err(failed)
             }
             Err(error) => Err(failed(error)),
         }

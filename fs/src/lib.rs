@@ -10,6 +10,8 @@ pub mod fuse;
 mod inodes;
 mod listing;
 mod reads;
+mod root_names;
+pub mod space;
 mod wait;
 
 pub use cairn_castore::roots;

@@ -4,7 +4,7 @@
 //!
 //! `cargo bench -p cairn-tests --bench imports -- [--runs N] [--sets SET,…] [--ways WAY,…]`, with
 //! the sets `linux`, `rust`, `small` and `large`, and the ways of [`WAYS`]. Everything is written
-//! below `TMPDIR`, which needs some 30 GB of room for all of it.
+//! below `TMPDIR`, which needs some 60 GB of room for all of it.
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on panics")]
 
 use std::{
@@ -55,6 +55,9 @@ const WAYS: [(Way, &str, &str); 9] = [
     (Way::Clients, "clients", "in three parts, by three clients of a daemon"),
 ];
 
+/// What has no more files than this is removed at once.
+const FILES_REMOVED: usize = 10_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
     Copy,
@@ -104,15 +107,20 @@ fn main() {
     }
     assert!(runs > 0, "nothing is measured by no run");
     eprintln!("{}", binary().display());
+    // Removed at the end alone: see `put_aside`.
+    let mut scenes = Vec::new();
     for set in sets.split(',') {
-        let scene = Scene::new();
+        let scene = {
+            scenes.push(Scene::new());
+            &scenes[scenes.len() - 1]
+        };
         eprintln!("{set}: preparing");
-        let data = prepare(set, &scene);
+        let data = prepare(set, scene);
         let size = measure_tree(&data.tree);
         let mut results = Results::new();
         for run in 0..runs {
             eprintln!("{set}: run {} of {runs}", run + 1);
-            measure(&scene, &data, run, &ways, &mut results);
+            measure(scene, &data, run, &ways, &mut results);
         }
         print(set, size, runs, &results);
     }
@@ -251,14 +259,14 @@ fn measure(scene: &Scene, data: &Data, run: usize, ways: &[Way], results: &mut R
             command("sync", [OsStr::new("-f"), place.as_os_str()]);
         });
         note(results, Way::Copy, seconds, 0, None);
-        remove(&place);
+        put_aside(scene, &place);
     }
     if has(Way::Nix) {
         let add = [OsStr::new("--store"), place.as_os_str(), OsStr::new("--add"), tree];
         let seconds = fresh(|| command("nix-store", add));
         note(results, Way::Nix, seconds, 0, None);
         command("chmod", [OsStr::new("-R"), OsStr::new("u+w"), place.as_os_str()]);
-        remove(&place);
+        put_aside(scene, &place);
     }
     if has(Way::Local) || has(Way::Again) || has(Way::Changed) {
         let cairn = Cairn::local(&place);
@@ -279,7 +287,7 @@ fn measure(scene: &Scene, data: &Data, run: usize, ways: &[Way], results: &mut R
         url.push(&place);
         let (seconds, memory) = import(&Cairn::new(url), &[&[&data.tree]]);
         note(results, Way::Object, seconds, memory, Some(allocated(&place)));
-        remove(&place);
+        put_aside(scene, &place);
     }
     let parts: Vec<&Path> = data.parts.iter().map(PathBuf::as_path).collect();
     if has(Way::Trees) {
@@ -335,6 +343,19 @@ fn note(results: &mut Results, way: Way, seconds: f64, memory: u64, stored: Opti
     measured.seconds.push(seconds);
     measured.memory = measured.memory.max(memory);
     measured.stored = stored;
+}
+
+/// Takes what was written out of the way. Many files are removed at the end of the benchmark: a file
+/// system that has just lost a hundred thousand makes new ones at a tenth of its speed for minutes.
+fn put_aside(scene: &Scene, path: &Path) {
+    let mut files = 0;
+    walk(path, &mut |_, _| files += 1);
+    if files < FILES_REMOVED {
+        return remove(path);
+    }
+    let mut aside = (0..).map(|number| scene.path(&format!("aside-{number}")));
+    let aside = aside.find(|aside| !aside.exists()).unwrap();
+    fs::rename(path, aside).unwrap();
 }
 
 fn remove(path: &Path) {

@@ -256,6 +256,12 @@ impl Mount {
         process.finish()
     }
 
+    /// Waits for the process to end by itself, after an unmount from elsewhere.
+    #[track_caller]
+    pub fn finish(mut self) -> Finished {
+        self.process.take().expect("the process runs until here").finish()
+    }
+
     /// Ends the process as a power cut would; what it had mounted stays behind, dead.
     #[track_caller]
     pub fn kill(mut self) -> DeadMount {

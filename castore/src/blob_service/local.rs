@@ -24,8 +24,9 @@ use crate::{
 mod chunk_list;
 mod put;
 
-/// The decompressed chunks kept in memory for readers that take them in parts, in bytes.
-const CHUNK_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// The decompressed chunks kept in memory for readers that take them in parts, in bytes: enough for
+/// a chunk each of some readers. What has been read is kept by whoever has read it.
+const CHUNK_CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The chunk lists kept in memory, in bytes.
 const LIST_CACHE_BYTES: u64 = 16 * 1024 * 1024;

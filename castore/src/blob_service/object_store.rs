@@ -1,7 +1,7 @@
 //! Blobs in a bucket or folder, in the layout that Snix uses as well: compressed chunks, and a list
 //! of them for each blob. Beside each list of ours lies what proves ranges of its blob.
 
-use std::{fmt, fs::File, ops::Range, sync::Arc};
+use std::{fmt, fs::File, mem, ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use crate::{
     blob_service::{BlobSource, BlobStream},
     chunking::{CHUNK_MAX, Chunker},
     object_base::{
-        NewObject, ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress, compress_many,
+        NewObject, ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress_many,
         compressed_max, decompress,
     },
     outboard::{
@@ -38,8 +38,10 @@ const OUTBOARD_MAX: usize = 128 * 1024 * 1024;
 /// The chunks that a reader has fetched ahead.
 const CHUNKS_AHEAD: usize = 4;
 
-/// The chunks that one put uploads at once, each of at most [`CHUNK_MAX`] bytes.
-const UPLOADS: usize = 8;
+/// The chunks of a large blob that are stored together, in bytes, and how many such batches one put
+/// has under way. In a folder a batch costs about what a chunk does.
+const BATCH_BYTES: usize = 1024 * 1024;
+const BATCHES_AT_ONCE: usize = 4;
 
 /// Blobs in objects. Clones share the connection and what is known of the blobs.
 #[derive(Clone)]
@@ -183,14 +185,22 @@ impl ObjectStoreBlobService {
         stream::iter(wanted).map(fetch).buffered(CHUNKS_AHEAD).boxed()
     }
 
-    async fn create_chunk(&self, digest: Digest, bytes: Bytes) -> Result<(), BlobError> {
-        let compressed = compress(bytes).await;
-        let compressed = compressed.map_err(|error| BlobError::Other {
+    /// Objects that hold these chunks.
+    async fn chunk_objects(
+        &self,
+        chunks: Vec<(Digest, Bytes)>,
+    ) -> Result<Vec<NewObject>, BlobError> {
+        let (digests, bytes): (Vec<Digest>, Vec<Bytes>) = chunks.into_iter().unzip();
+        let compressed = compress_many(bytes).await.map_err(|error| BlobError::Other {
             service: self.base.to_string(),
             source: error.into(),
         })?;
-        let created = self.base.create(ObjectKind::Chunk, &digest, compressed).await;
-        created.map_err(|error| self.error(error))
+        let object = |(digest, bytes)| NewObject { kind: ObjectKind::Chunk, digest, bytes };
+        Ok(digests.into_iter().zip(compressed).map(object).collect())
+    }
+
+    async fn create(&self, stages: Vec<Vec<NewObject>>) -> Result<(), BlobError> {
+        self.base.create_many(stages).await.map_err(|error| self.error(error))
     }
 
     /// What came of an upload that has ended.
@@ -205,24 +215,6 @@ impl ObjectStoreBlobService {
                 Err(BlobError::Other { service: self.base.to_string(), source: error.into() })
             }
         }
-    }
-
-    /// Makes the object that says that a blob is there: the last of its objects.
-    async fn create_blob(&self, digest: &Digest, chunks: &[ChunkMeta]) -> Result<(), BlobError> {
-        let chunk = |chunk: &ChunkMeta| proto::stat_blob_response::ChunkMeta {
-            digest: chunk.digest.into(),
-            size: chunk.size,
-        };
-        let chunks = chunks.iter().map(chunk).collect();
-        let list = proto::StatBlobResponse { chunks, bao: Bytes::new() };
-        let created = self.base.create(ObjectKind::Blob, digest, list.encode_to_vec().into()).await;
-        created.map_err(|error| self.error(error))
-    }
-
-    async fn create_outboard(&self, outboard: &Outboard) -> Result<(), BlobError> {
-        let created =
-            self.base.create(ObjectKind::Outboard, outboard.digest(), outboard.encode()).await;
-        created.map_err(|error| self.error(error))
     }
 
     async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
@@ -263,6 +255,15 @@ impl ObjectStoreBlobService {
     }
 }
 
+fn encode_chunk_list(chunks: &[ChunkMeta]) -> Bytes {
+    let chunk = |chunk: &ChunkMeta| proto::stat_blob_response::ChunkMeta {
+        digest: chunk.digest.into(),
+        size: chunk.size,
+    };
+    let chunks = chunks.iter().map(chunk).collect();
+    proto::StatBlobResponse { chunks, bao: Bytes::new() }.encode_to_vec().into()
+}
+
 #[async_trait]
 impl BlobService for ObjectStoreBlobService {
     async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
@@ -297,6 +298,7 @@ impl BlobService for ObjectStoreBlobService {
         let mut hasher = OutboardHasher::new();
         let mut chunker = Some(Chunker::new());
         let mut chunks = Vec::new();
+        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
         // Tasks, so that they go on while the source is waited for. They end with this call.
         let mut uploads = JoinSet::new();
         while let Some(cutting) = &mut chunker {
@@ -312,14 +314,22 @@ impl BlobService for ObjectStoreBlobService {
                 }
             }
             for chunk in cut {
-                let size = chunk.len() as u64;
                 let digest = Digest::of(&chunk);
-                chunks.push(ChunkMeta { digest, size });
-                if uploads.len() >= UPLOADS {
+                chunks.push(ChunkMeta { digest, size: chunk.len() as u64 });
+                batch_bytes += chunk.len();
+                batch.push((digest, chunk));
+                if batch_bytes < BATCH_BYTES {
+                    continue;
+                }
+                if uploads.len() >= BATCHES_AT_ONCE {
                     self.uploaded(uploads.join_next().await)?;
                 }
-                let service = self.clone();
-                uploads.spawn(async move { service.create_chunk(digest, chunk).await });
+                let (service, full) = (self.clone(), mem::take(&mut batch));
+                batch_bytes = 0;
+                uploads.spawn(async move {
+                    let objects = service.chunk_objects(full).await?;
+                    service.create(vec![objects]).await
+                });
             }
         }
         while let Some(upload) = uploads.join_next().await {
@@ -328,12 +338,16 @@ impl BlobService for ObjectStoreBlobService {
 
         let outboard = hasher.finish();
         let digest = *outboard.digest();
+        let object = |kind, bytes| NewObject { kind, digest, bytes };
+        let mut stages = vec![self.chunk_objects(batch).await?];
         if chunks.len() < 2 {
             chunks.clear();
         } else {
-            self.create_outboard(&outboard).await?;
+            stages.push(vec![object(ObjectKind::Outboard, outboard.encode())]);
         }
-        self.create_blob(&digest, &chunks).await?;
+        // What says that the blob is there: the last of its objects.
+        stages.push(vec![object(ObjectKind::Blob, encode_chunk_list(&chunks))]);
+        self.create(stages).await?;
         let proof = Proof::new(outboard, chunks);
         let stat = proof.stat();
         if !stat.chunks.is_empty() {
@@ -346,21 +360,16 @@ impl BlobService for ObjectStoreBlobService {
         for blob in &blobs {
             check_small(blob.digest(), blob.bytes().len() as u64)?;
         }
-        let bytes = blobs.iter().map(|blob| blob.bytes().clone()).collect();
-        let compressed = compress_many(bytes).await.map_err(|error| BlobError::Other {
-            service: self.base.to_string(),
-            source: error.into(),
-        })?;
-        let objects = |(blob, compressed): (&Blob, Bytes)| {
-            let object = |kind, bytes| NewObject { kind, digest: *blob.digest(), bytes };
-            let list = object(ObjectKind::Blob, Bytes::new());
-            match blob.bytes().is_empty() {
-                true => vec![list],
-                false => vec![object(ObjectKind::Chunk, compressed), list],
-            }
+        let list = |blob: &Blob| NewObject {
+            kind: ObjectKind::Blob,
+            digest: *blob.digest(),
+            bytes: Bytes::new(),
         };
-        let groups = blobs.iter().zip(compressed).map(objects).collect();
-        self.base.create_many(groups).await.map_err(|error| self.error(error))
+        let lists = blobs.iter().map(list).collect();
+        let chunks = blobs.into_iter().filter(|blob| !blob.bytes().is_empty());
+        let chunks = chunks.map(|blob| (*blob.digest(), blob.into_bytes())).collect();
+        let chunks = self.chunk_objects(chunks).await?;
+        self.create(vec![chunks, lists]).await
     }
 
     fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fmt, io,
+    fmt, io, mem,
     sync::Arc,
 };
 
@@ -14,7 +14,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::{Error, ObjectStoreExt as _};
 use quick_cache::{Weighter, sync::Cache};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use zstd::stream::raw::{Decoder, Operation as _};
 
 use super::check_count;
@@ -24,7 +24,7 @@ use crate::{
     directory_service::DirectoryStream,
     grpc::MESSAGE_MAX,
     object_base::{
-        ObjectBase, ObjectFault, ObjectKind, REQUESTS_AT_ONCE, compress, compressed_max, decompress,
+        NewObject, ObjectBase, ObjectFault, ObjectKind, compress_many, compressed_max, decompress,
     },
 };
 
@@ -40,6 +40,11 @@ const DIRECTORY_BYTES: u64 = 1024;
 /// The encoded directories of a closure that are held until its object is written, in bytes; the
 /// others are read again.
 const HELD_BYTES: usize = 256 * 1024 * 1024;
+
+/// The directories that are uploaded together at most, and the bytes of their encodings from which
+/// on no more are added to them.
+const WAVE_DIRECTORIES: usize = 1024;
+const WAVE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The bytes that are decompressed at once.
 const DECOMPRESSED_LEN: usize = 128 * 1024;
@@ -137,18 +142,27 @@ impl ObjectStoreDirectoryService {
         Ok(self.has_many(&[digest]).await? == [true])
     }
 
-    async fn create_alone(&self, digest: Digest, encoded: Bytes) -> Result<Digest, DirectoryError> {
-        let compressed = compress(encoded).await.map_err(|error| self.failed(error))?;
-        let created = self.base.create(ObjectKind::Directory, &digest, compressed).await;
-        created.map(|()| digest).map_err(|error| self.error(error))
+    /// Makes the objects of single directories.
+    async fn create_wave(&self, wave: Wave) -> Result<(), DirectoryError> {
+        let mut stages = Vec::with_capacity(wave.stages.len());
+        for stage in wave.stages {
+            let (digests, encoded): (Vec<Digest>, Vec<Bytes>) = stage.into_iter().unzip();
+            let compressed = compress_many(encoded).await.map_err(|error| self.failed(error))?;
+            let object = |(digest, bytes)| NewObject { kind: ObjectKind::Directory, digest, bytes };
+            stages.push(digests.into_iter().zip(compressed).map(object).collect());
+        }
+        self.base.create_many(stages).await.map_err(|error| self.error(error))
     }
 
-    /// What came of an upload that has ended.
-    fn uploaded(
+    /// Waits until the wave before has been uploaded, if there is one.
+    async fn uploaded(
         &self,
-        upload: Result<Result<Digest, DirectoryError>, JoinError>,
-    ) -> Result<Digest, DirectoryError> {
-        upload.unwrap_or_else(|error| Err(self.failed(io::Error::other(error))))
+        uploads: &mut JoinSet<Result<(), DirectoryError>>,
+    ) -> Result<(), DirectoryError> {
+        while let Some(upload) = uploads.join_next().await {
+            upload.unwrap_or_else(|error| Err(self.failed(io::Error::other(error))))?;
+        }
+        Ok(())
     }
 
     /// Makes the object of a closure, breadth first, from what is held and what is stored.
@@ -187,8 +201,34 @@ impl ObjectStoreDirectoryService {
         }
         let finished = encoder.take().expect("it is put back").finish();
         let object = finished.map_err(|error| self.failed(error))?;
-        let created = self.base.create(ObjectKind::Closure, &root, object.into()).await;
+        let closure = NewObject { kind: ObjectKind::Closure, digest: root, bytes: object.into() };
+        let created = self.base.create_many(vec![vec![closure]]).await;
         created.map_err(|error| self.error(error))
+    }
+}
+
+/// Encoded directories that are uploaded together: each in a stage behind those below it.
+#[derive(Default)]
+struct Wave {
+    stages: Vec<Vec<(Digest, Bytes)>>,
+    stage_of: HashMap<Digest, usize>,
+    bytes: usize,
+}
+
+impl Wave {
+    fn add(&mut self, digest: Digest, directory: &Directory, encoded: Bytes) {
+        let below = directory.children().filter_map(|(child, _)| self.stage_of.get(&child));
+        let stage = below.max().map_or(0, |stage| stage + 1);
+        self.stage_of.insert(digest, stage);
+        self.bytes += encoded.len();
+        if self.stages.len() <= stage {
+            self.stages.resize_with(stage + 1, Vec::new);
+        }
+        self.stages[stage].push((digest, encoded));
+    }
+
+    fn is_full(&self) -> bool {
+        self.stage_of.len() >= WAVE_DIRECTORIES || self.bytes >= WAVE_BYTES
     }
 }
 
@@ -323,18 +363,11 @@ impl DirectoryService for ObjectStoreDirectoryService {
         let mut held = HashMap::new();
         let mut held_bytes = 0;
         let mut root = None;
-        let mut uploading = HashSet::new();
-        // Tasks, so that they go on while the stream is waited for. They end with this call.
+        let mut wave = Wave::default();
+        // A task, so that it goes on while the stream is waited for. It ends with this call.
         let mut uploads = JoinSet::new();
         while let Some((digest, directory)) = checked.try_next().await? {
             root = Some(digest);
-            // A directory is there only when all below it is.
-            let waits = directory.children().any(|(child, _)| uploading.contains(&child));
-            while uploads.len() >= REQUESTS_AT_ONCE || (waits && !uploads.is_empty()) {
-                if let Some(upload) = uploads.join_next().await {
-                    uploading.remove(&self.uploaded(upload)?);
-                }
-            }
             let encoded = directory.encode();
             if encoded.len() > DIRECTORY_MAX {
                 return Err(DirectoryError::Invalid(format!("directory {digest} is too large")));
@@ -343,13 +376,16 @@ impl DirectoryService for ObjectStoreDirectoryService {
                 held_bytes += encoded.len();
                 held.insert(digest, encoded.clone());
             }
-            uploading.insert(digest);
-            let service = self.clone();
-            uploads.spawn(async move { service.create_alone(digest, encoded).await });
+            wave.add(digest, &directory, encoded);
+            if wave.is_full() {
+                // A directory is there only when all below it is.
+                self.uploaded(&mut uploads).await?;
+                let (service, full) = (self.clone(), mem::take(&mut wave));
+                uploads.spawn(async move { service.create_wave(full).await });
+            }
         }
-        while let Some(upload) = uploads.join_next().await {
-            self.uploaded(upload)?;
-        }
+        self.uploaded(&mut uploads).await?;
+        self.create_wave(wave).await?;
         let root = root.ok_or(InvalidClosure::Empty)?;
         self.create_closure(root, &held).await?;
         Ok(root)

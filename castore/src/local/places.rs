@@ -5,7 +5,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,6 +16,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
     error::LocalError,
+    filter::Filter,
     index::{Change, Index, Mark},
     pack::{Packs, Place},
     record::{Key, Kind},
@@ -32,21 +36,55 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether there is room for the index again.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
+/// After so many lookups that found nothing in the index, it is worth to read all of its keys for
+/// the filter: half a second for a million.
+const MISSES: usize = 16 * 1024;
+
+/// The keys that are read for the filter at a time.
+const FILTER_PAGE: usize = 4096;
+
 /// The places of all records.
 pub(super) struct Places {
     index: Index,
     room: Room,
     path: PathBuf,
-    /// What is not in the index yet.
-    recent: RwLock<HashMap<Key, Change>>,
+    recent: RwLock<Recent>,
+    /// The lookups that found nothing in the index.
+    misses: AtomicUsize,
     queue: Mutex<Queue>,
     changed: Condvar,
     failure: OnceLock<LocalError>,
 }
 
+struct Recent {
+    /// What is not in the index yet.
+    changes: HashMap<Key, Change>,
+    /// The keys that were added since the store was opened, and those before as soon as it is
+    /// complete. `None` if there are too many.
+    filter: Option<Filter>,
+    is_complete: bool,
+}
+
+impl Recent {
+    fn filter(&mut self, keys: impl IntoIterator<Item = Key>) {
+        if let Some(filter) = &mut self.filter
+            && !keys.into_iter().all(|key| filter.insert(&key))
+        {
+            self.filter = None;
+        }
+    }
+
+    /// Whether it is certain that a key has no record.
+    fn lacks(&self, key: &Key) -> bool {
+        self.is_complete && self.filter.as_ref().is_some_and(|filter| !filter.may_have(key))
+    }
+}
+
 #[derive(Default)]
 struct Queue {
     groups: VecDeque<Group>,
+    /// Up to where the index is in the filter, if the rest of it is wanted there.
+    filtered: Option<Filtered>,
     changes: usize,
     /// How many groups came, and how many of them are in the index.
     published: u64,
@@ -60,25 +98,55 @@ struct Group {
     mark: Option<Mark>,
 }
 
+/// The keys up to this one are in the filter: those of all earlier kinds, and of this kind those
+/// up to `after`.
+#[derive(Clone, Copy)]
+struct Filtered {
+    kind: usize,
+    after: Option<Key>,
+}
+
+enum Work {
+    Apply(Group),
+    Filter(Filtered),
+}
+
 impl Places {
-    pub(super) fn new(index: Index, room: Room, path: PathBuf) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(index: Index, room: Room, path: PathBuf) -> Result<Arc<Self>, LocalError> {
+        let recent = Recent {
+            changes: HashMap::new(),
+            filter: Some(Filter::default()),
+            is_complete: index.is_empty()?,
+        };
+        Ok(Arc::new(Self {
             index,
             room,
             path,
-            recent: RwLock::default(),
+            recent: RwLock::new(recent),
+            misses: AtomicUsize::new(0),
             queue: Mutex::default(),
             changed: Condvar::new(),
             failure: OnceLock::new(),
-        })
+        }))
     }
 
     /// Where a record is, damaged or not.
     pub(super) fn get(&self, key: &Key) -> Result<Option<Place>, LocalError> {
-        if let Some(change) = self.recent.read().get(key) {
-            return Ok(change.place());
+        {
+            let recent = self.recent.read();
+            if let Some(change) = recent.changes.get(key) {
+                return Ok(change.place());
+            }
+            if recent.lacks(key) {
+                return Ok(None);
+            }
         }
-        self.index.get(key)
+        let place = self.index.get(key)?;
+        if place.is_none() && self.misses.fetch_add(1, Ordering::Relaxed) + 1 == MISSES {
+            self.queue.lock().filtered = Some(Filtered { kind: 0, after: None });
+            self.changed.notify_all();
+        }
+        Ok(place)
     }
 
     /// The next at most `limit` records of a kind, behind `after`, in the order of their keys.
@@ -92,7 +160,7 @@ impl Places {
         let is_listed = |key: &Key| key.kind() == kind && after.is_none_or(|after| key > after);
         let recent: BTreeMap<Key, Change> = {
             let recent = self.recent.read();
-            let listed = recent.iter().filter(|(key, _)| is_listed(key));
+            let listed = recent.changes.iter().filter(|(key, _)| is_listed(key));
             listed.map(|(key, change)| (*key, *change)).collect()
         };
         // Each recent change hides at most one entry.
@@ -159,7 +227,8 @@ impl Places {
     /// Makes known what has become durable.
     pub(super) fn publish(&self, changes: Vec<(Key, Change)>, mark: Mark) {
         let mut recent = self.recent.write();
-        recent.extend(changes.iter().copied());
+        recent.changes.extend(changes.iter().copied());
+        recent.filter(changes.iter().map(|(key, _)| *key));
         self.enqueue(&recent, Group { changes, mark: Some(mark) });
     }
 
@@ -167,20 +236,20 @@ impl Places {
     pub(super) fn mark_suspect(&self, key: &Key, place: &Place) {
         let suspect = Change::Set(Place { suspect: true, ..*place });
         let mut recent = self.recent.write();
-        let current = match recent.get(key) {
+        let current = match recent.changes.get(key) {
             Some(change) => change.place(),
             None => self.index.get(key).ok().flatten(),
         };
         // One that is known to be damaged is marked already.
-        if current != Some(*place) || place.suspect || recent.len() >= RECENT_MAX {
+        if current != Some(*place) || place.suspect || recent.changes.len() >= RECENT_MAX {
             return;
         }
-        recent.insert(*key, suspect);
+        recent.changes.insert(*key, suspect);
         self.enqueue(&recent, Group { changes: vec![(*key, suspect)], mark: None });
     }
 
     /// Called while `recent` is locked, so that both have the changes in the same order.
-    fn enqueue(&self, _recent: &HashMap<Key, Change>, group: Group) {
+    fn enqueue(&self, _recent: &Recent, group: Group) {
         let mut queue = self.queue.lock();
         queue.changes += group.changes.len();
         queue.published += 1;
@@ -191,49 +260,92 @@ impl Places {
 
     /// Brings changes into the index until the store is closed: what the index's thread does.
     pub(super) fn run(&self) {
-        while let Some(group) = self.next_group() {
-            let changes = group.changes.iter().map(|(key, change)| (key, change));
-            if let Err(error) = self.index.apply(changes, group.mark) {
-                tracing::error!(
-                    store = %self.path.display(),
-                    error = &error as &dyn std::error::Error,
-                    "the index failed; it is rebuilt when the store is opened again",
-                );
-                let _ = self.failure.set(error);
-                break;
-            }
-            let mut recent = self.recent.write();
-            for (key, change) in &group.changes {
-                if recent.get(key) == Some(change) {
-                    recent.remove(key);
+        while let Some(work) = self.next_work() {
+            match work {
+                Work::Apply(group) => {
+                    if let Err(error) = self.apply(group) {
+                        tracing::error!(
+                            store = %self.path.display(),
+                            error = &error as &dyn std::error::Error,
+                            "the index failed; it is rebuilt when the store is opened again",
+                        );
+                        let _ = self.failure.set(error);
+                        break;
+                    }
+                }
+                Work::Filter(filtered) => {
+                    let next = self.filter(filtered);
+                    self.queue.lock().filtered = next;
                 }
             }
-            drop(recent);
-            let mut queue = self.queue.lock();
-            queue.changes -= group.changes.len();
-            queue.applied += 1;
-            drop(queue);
-            self.changed.notify_all();
         }
         self.queue.lock().is_done = true;
         self.changed.notify_all();
     }
 
     /// `None` when the store is closed and all is done, or there is no room to do it.
-    fn next_group(&self) -> Option<Group> {
+    fn next_work(&self) -> Option<Work> {
         let mut queue = self.queue.lock();
         loop {
-            if queue.groups.is_empty() {
-                if queue.is_closing {
-                    return None;
-                }
-                self.changed.wait(&mut queue);
-            } else if self.room.has_room_for_index() {
-                return queue.groups.pop_front();
-            } else if queue.is_closing {
+            if !queue.groups.is_empty() && self.room.has_room_for_index() {
+                return queue.groups.pop_front().map(Work::Apply);
+            }
+            if queue.is_closing {
                 return None;
+            }
+            if let Some(filtered) = queue.filtered {
+                return Some(Work::Filter(filtered));
+            }
+            if queue.groups.is_empty() {
+                self.changed.wait(&mut queue);
             } else {
                 self.changed.wait_for(&mut queue, ROOM_INTERVAL);
+            }
+        }
+    }
+
+    fn apply(&self, mut group: Group) -> Result<(), LocalError> {
+        // Those of one key stay in their order.
+        group.changes.sort_by_key(|(key, _)| *key);
+        self.index.apply(&group.changes, group.mark)?;
+        let mut recent = self.recent.write();
+        for (key, change) in &group.changes {
+            if recent.changes.get(key) == Some(change) {
+                recent.changes.remove(key);
+            }
+        }
+        drop(recent);
+        let mut queue = self.queue.lock();
+        queue.changes -= group.changes.len();
+        queue.applied += 1;
+        drop(queue);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Brings some more keys of the index into the filter; up to where it is then, or `None` if
+    /// that is all.
+    fn filter(&self, filtered: Filtered) -> Option<Filtered> {
+        let kind = *Kind::ALL.get(filtered.kind)?;
+        let page = match self.index.list(kind, filtered.after.as_ref(), FILTER_PAGE) {
+            Ok(page) => page,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(store = %self.path.display(), error, "the index can't be listed");
+                return None;
+            }
+        };
+        let last = page.last().map(|(key, _)| *key);
+        let mut recent = self.recent.write();
+        recent.filter(page.into_iter().map(|(key, _)| key));
+        match last {
+            Some(last) => Some(Filtered { after: Some(last), ..filtered }),
+            None if filtered.kind + 1 < Kind::ALL.len() => {
+                Some(Filtered { kind: filtered.kind + 1, after: None })
+            }
+            None => {
+                recent.is_complete = true;
+                None
             }
         }
     }
@@ -251,5 +363,74 @@ impl Places {
         }
         drop(queue);
         self.failure.get().is_none() && self.room.has_room_for_index() && self.index.close().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, thread};
+
+    use super::*;
+
+    fn key(number: u32) -> Key {
+        let digest = blake3::hash(&number.to_le_bytes());
+        Key::new(Kind::ALL[number as usize % Kind::ALL.len()], digest.as_bytes()).unwrap()
+    }
+
+    fn with_places(path: &Path, run: impl FnOnce(&Places)) {
+        let index = Index::open(&path.join("index")).unwrap();
+        let places = Places::new(index, Room::new(path), path.to_owned()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| places.run());
+            run(&places);
+            assert!(places.close());
+        });
+    }
+
+    #[test]
+    fn what_the_index_holds_is_found_with_the_filter_and_without() {
+        const COUNT: u32 = 10_000;
+        let folder = tempfile::tempdir().unwrap();
+        let place = |number| Place {
+            pack: 0,
+            offset: u64::from(number),
+            stored: 1,
+            raw: 1,
+            suspect: false,
+        };
+        let mark = Mark { pack: 0, offset: 0 };
+        let check = |places: &Places, end: u32| {
+            for number in 0..end {
+                assert_eq!(places.get(&key(number)).unwrap(), Some(place(number)));
+            }
+            for number in end..end + 100 {
+                assert_eq!(places.get(&key(number)).unwrap(), None);
+            }
+        };
+        with_places(folder.path(), |places| {
+            assert!(places.recent.read().is_complete, "nothing is there yet");
+            for first in (0..COUNT).step_by(1000) {
+                let set = |number| (key(number), Change::Set(place(number)));
+                places.publish((first..first + 1000).map(set).collect(), mark);
+            }
+            check(places, COUNT);
+            assert!(places.recent.read().lacks(&key(COUNT)));
+        });
+        with_places(folder.path(), |places| {
+            assert!(!places.recent.read().is_complete);
+            check(places, COUNT);
+            // Comes before the filter knows those from earlier.
+            places.publish(vec![(key(COUNT), Change::Set(place(COUNT)))], mark);
+            for number in 0..MISSES as u32 {
+                assert_eq!(places.get(&key(2 * COUNT + number)).unwrap(), None);
+            }
+            while !places.recent.read().is_complete {
+                thread::sleep(Duration::from_millis(1));
+            }
+            check(places, COUNT + 1);
+            assert!(places.recent.read().lacks(&key(2 * COUNT)));
+            places.publish(vec![(key(1), Change::Remove)], mark);
+            assert_eq!(places.get(&key(1)).unwrap(), None);
+        });
     }
 }

@@ -21,6 +21,9 @@ use super::{
 /// The number of the folder's format.
 const FORMAT: u32 = 1;
 
+/// The folder of the packs, in that of the store.
+pub(super) const PACKS: &str = "packs";
+
 const FORMAT_PREFIX: &str = "cairn local store ";
 
 /// The most bytes of the format's file that are looked at.
@@ -47,7 +50,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, LocalError> {
     builder.create(path).map_err(|error| LocalError::io("create", path, error))?;
     let lock = lock(path)?;
     check_format(path)?;
-    let packs_path = path.join("packs");
+    let packs_path = path.join(PACKS);
     builder.create(&packs_path).map_err(|error| LocalError::io("create", &packs_path, error))?;
     let packs = Packs::list(packs_path)?;
     let mut whole = check_packs(&packs)?;

@@ -243,12 +243,12 @@ impl Replay<'_> {
         thread::scope(|scope| {
             let shares = changes.chunks(share);
             let writers: Vec<_> =
-                shares.map(|share| scope.spawn(move || index.apply_each(share))).collect();
+                shares.map(|share| scope.spawn(move || index.apply(share, None))).collect();
             writers.into_iter().try_for_each(|writer| {
                 let closed = |_| Err(LocalError::Closed(self.packs.folder().to_owned()));
                 writer.join().unwrap_or_else(closed)
             })
         })?;
-        self.index.apply([], Some(mark))
+        self.index.apply(&[], Some(mark))
     }
 }

@@ -2,18 +2,33 @@
 //! and the index is left alone when others have used that up.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::error::LocalError;
+use super::{error::LocalError, reopen::PACKS};
 
 /// The bytes that packs leave free for the index, on a disk that is large enough.
 const MARGIN: u64 = 64 * 1024 * 1024;
 
 /// The margin is at most one part in this many of the disk.
 const MARGIN_SHARE: u64 = 8;
+
+/// The bytes that the values in the local store in a folder take on disk, their index not counted:
+/// open or not, in this process or another.
+pub fn stored_bytes(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for pack in fs::read_dir(folder.join(PACKS))? {
+        match pack?.metadata() {
+            Ok(pack) => bytes += pack.len(),
+            // Its records have been moved since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
 
 /// The disk of a store.
 #[derive(Clone)]

@@ -9,9 +9,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::{CWD, FileType, Mode};
+
+/// Where files are until they are durable, in the root.
+const STAGED: &str = "staged";
+
+/// What has been there for so long is nobody's any more.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The files there that are looked at when a folder is written to for the first time.
+const LEFTOVERS_MAX: usize = 16 * 1024;
 
 /// A folder of files that are never changed once they are there. Clones share what they wait for.
 #[derive(Clone)]
@@ -53,7 +64,7 @@ impl Folder {
         let begun = self.syncs.begin(&self.root)?;
         let mut staged = Staged(Vec::new());
         let mut created = Vec::with_capacity(files.len());
-        for NewFile { path, bytes } in &files {
+        for NewFile { path, bytes } in files {
             let path = self.root.join(path);
             // One that holds nothing where it should is what a loss of power has left of another
             // program's.
@@ -67,9 +78,9 @@ impl Folder {
                 created.push((None, path));
                 continue;
             }
-            let (place, mut file) = stage(&path)?;
+            let (place, mut file) = stage(&self.root)?;
             staged.0.push(place.clone());
-            file.write_all(bytes)?;
+            file.write_all(&bytes)?;
             created.push((Some(place), path));
         }
         if !staged.0.is_empty() {
@@ -77,12 +88,10 @@ impl Folder {
             self.syncs.wait(begun)?;
         }
         for (place, path) in &created {
-            match place {
-                Some(place) => fs::rename(place, path)?,
-                None => {
-                    make(path, OpenOptions::new().write(true).create(true).truncate(false))?;
-                }
-            }
+            in_folder(path, || match place {
+                Some(place) => fs::rename(place, path),
+                None => make_empty(path),
+            })?;
         }
         staged.0.clear();
         // What was there may be from another who still waits for it to be durable.
@@ -101,32 +110,59 @@ impl Drop for Staged {
     }
 }
 
-/// An empty file beside a path, with a name of the kind that `object_store` does not list.
-fn stage(path: &Path) -> io::Result<(PathBuf, File)> {
+/// An empty file to be written and then renamed. All of them are in one folder: so they lie close
+/// together on the disk, no folder is gone into twice for a file, and what is left of them is found.
+fn stage(root: &Path) -> io::Result<(PathBuf, File)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut place = path.as_os_str().to_owned();
-        // Other processes have other numbers, and what a killed one has left is passed over.
-        place.push(format!("#{}{number:09}", std::process::id()));
-        let place = PathBuf::from(place);
-        match make(&place, OpenOptions::new().write(true).create_new(true)) {
+        // Of the kind that `object_store` does not list. Other processes have other numbers, and
+        // what a killed one has left is passed over.
+        let place = root.join(STAGED).join(format!("{}#{number}", std::process::id()));
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        match in_folder(&place, || options.open(&place)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => return Ok((place, made?)),
         }
     }
 }
 
-/// Opens a file that is made by that, and the folders that it needs.
-fn make(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    match options.open(path) {
+/// Makes a file that holds nothing, unless there is one, in one call: there are as many of them as
+/// blobs.
+fn make_empty(path: &Path) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(0o666);
+    match rustix::fs::mknodat(CWD, path, FileType::RegularFile, mode, 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Does what makes something at a path, and first the folders that this needs.
+fn in_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
         Err(error) if is_absent(&error) => {
             if let Some(folder) = path.parent() {
                 fs::create_dir_all(folder)?;
             }
-            options.open(path)
+            make()
         }
-        opened => opened,
+        made => made,
+    }
+}
+
+/// Removes what killed processes have left, as far as nobody can be at it any more. That this goes
+/// well is not needed for anything.
+fn remove_leftovers(staged: &Path) {
+    let Ok(entries) = fs::read_dir(staged) else { return };
+    for entry in entries.take(LEFTOVERS_MAX).flatten() {
+        let age =
+            entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        if let Ok(Ok(age)) = age
+            && age > LEFTOVER_AGE
+        {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -164,6 +200,7 @@ impl Syncs {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
+            remove_leftovers(&root.join(STAGED));
             state.folder = Some(Arc::new(File::open(root)?));
         }
         Ok(state.failures)
@@ -202,7 +239,7 @@ impl Syncs {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{thread, time::SystemTime};
 
     use bytes::Bytes;
 
@@ -252,12 +289,25 @@ mod tests {
     }
 
     #[test]
-    fn of_what_fails_nothing_is_left() {
+    fn of_what_fails_only_whole_files_are_left() {
         let scene = tempfile::tempdir().unwrap();
         let folder = Folder::new(scene.path().to_owned());
         fs::write(scene.path().join("file"), "in the way").unwrap();
         folder.create(vec![file("first", "1"), file("file/below", "2")]).unwrap_err();
-        assert_eq!(names(scene.path()), ["file"]);
+        assert_eq!(names(scene.path()), ["file", "first", STAGED]);
+        assert!(names(&scene.path().join(STAGED)).is_empty());
+    }
+
+    #[test]
+    fn what_killed_processes_have_left_is_removed_when_it_is_old() {
+        let scene = tempfile::tempdir().unwrap();
+        let staged = scene.path().join(STAGED);
+        fs::create_dir(&staged).unwrap();
+        fs::write(staged.join("1#1"), "of one that may still run").unwrap();
+        let old = File::create(staged.join("1#0")).unwrap();
+        old.set_modified(SystemTime::now() - LEFTOVER_AGE - Duration::from_secs(60)).unwrap();
+        Folder::new(scene.path().to_owned()).create(vec![file("object", "bytes")]).unwrap();
+        assert_eq!(names(&staged), ["1#1"]);
     }
 
     #[test]
@@ -276,7 +326,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(names(scene.path()).len(), 8);
+        assert_eq!(names(scene.path()).len(), 8 + 1);
         assert_eq!(names(&scene.path().join("7")), ["0", "1", "2", "3"]);
     }
 }

@@ -1,34 +1,35 @@
 //! `cairn mount`: shows the trees of a store as a file system until it is unmounted.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cairn_fs::{
-    file_system::{self, CairnFs, FileSystemOptions},
-    fuse::{self, Mount, MountError, MountOptions},
+    file_system::{self, CairnFs, FileSystemOptions, Owner},
+    fuse::{self, Left, Mount, MountError, MountOptions},
+    space::SpaceSource,
 };
 use cairn_store::{PathInfo, Services, roots::StoreRoots};
 use clap::Args;
 use tokio::runtime::Handle;
 
 use super::import::{Imports, StatCacheArgs};
-use crate::{
-    cli::Context,
-    exit::{Code, Failure},
-    output::Output,
-    signals::EndSignals,
-};
+use crate::{background, cli::Context, exit::Failure, output::Output, signals::EndSignals};
+
+/// What is printed, with the mountpoint behind it, once the mount answers.
+const MOUNTED: &str = "mounted on ";
 
 /// Mount the store
 ///
 /// Every store path in the store is a name in the root of the mount, also those that come later.
 /// The mount is read-only. Prints the store paths of what was imported, and `mounted on
-/// MOUNTPOINT` when it answers; then runs until SIGINT, SIGTERM or an unmount from elsewhere. The
-/// first two unmount.
+/// MOUNTPOINT` when it answers; then runs until SIGINT, SIGTERM or an unmount, as by `cairn umount`.
+/// The first two unmount: the mount leaves the tree at once, and what is open in it can be read for
+/// the time of --grace; a second signal cuts that short.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cairn mount /mnt
   cairn mount --import ./tree /mnt
+  cairn mount --daemonize --log-file ~/cairn.log ~/store
   cairn --store grpc+http://host:8000 mount --no-list-root ~/store")]
 pub(crate) struct MountArgs {
     /// Where to mount: a directory that exists
@@ -47,10 +48,38 @@ pub(crate) struct MountArgs {
     /// Let other users use the mount
     #[arg(long)]
     allow_other: bool,
+    /// Whom everything belongs to, as two numbers; root, 0:0, unless told
+    #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
+    uid_gid: Option<Owner>,
+    /// Show no extended attributes, which hold the digests of files and directories
+    #[arg(long)]
+    no_xattr: bool,
+    /// Go on in the background: returns once the mount answers, or has failed to
+    ///
+    /// Log lines then go to --log-file, or else to the system's log, by /dev/log; without either
+    /// they are lost. `cairn umount MOUNTPOINT` ends it.
+    #[arg(long, short)]
+    daemonize: bool,
+    /// How long what is open can still be read after SIGINT or SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u64,
+}
+
+/// Reads UID:GID.
+fn parse_owner(text: &str) -> Result<Owner, String> {
+    let parsed = text.split_once(':').and_then(|(uid, gid)| {
+        // The highest number means "nobody said" to the kernel.
+        let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+        Some(Owner { uid: number(uid)?, gid: number(gid)? })
+    });
+    parsed.ok_or_else(|| "write two numbers, as in 1000:100".to_owned())
 }
 
 impl MountArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        if self.daemonize && !context.in_background {
+            return background::start(MOUNTED).await;
+        }
         // A mountpoint that can't be one is told before anything is imported.
         if let Err(error) = tokio::fs::metadata(&self.mountpoint).await
             && error.kind() == std::io::ErrorKind::NotFound
@@ -71,28 +100,43 @@ impl MountArgs {
                     output.flush().await
                 };
                 imports.run(services, context, &mut signals, print).await?;
-                let mount = self.mount(services).await?;
-                let announced =
-                    match output.line(format!("mounted on {}", self.mountpoint.display())).await {
-                        Ok(()) => output.flush().await,
-                        failed => failed,
-                    };
+                let mount = self.mount(services, context.space()?).await?;
+                if context.in_background {
+                    background::leave_session()?;
+                }
+                let line = format!("{MOUNTED}{}", self.mountpoint.display());
+                let announced = match output.line(line).await {
+                    Ok(()) => output.flush().await,
+                    failed => failed,
+                };
                 if let Err(failure) = announced {
                     tracing::warn!(%failure, "mounted");
+                }
+                if context.in_background {
+                    background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
                 self.serve(mount, &mut signals).await
             })
             .await
     }
 
-    async fn mount(&self, services: &Services) -> Result<Mount, Failure> {
+    async fn mount(
+        &self,
+        services: &Services,
+        space: Option<Arc<dyn SpaceSource>>,
+    ) -> Result<Mount, Failure> {
         let shown = file_system::Services {
             blobs: services.blobs.clone(),
             directories: services.directories.clone(),
             roots: Arc::new(StoreRoots::new(services.path_infos.clone())),
         };
-        let options =
-            FileSystemOptions { list_root: !self.no_list_root, ..FileSystemOptions::default() };
+        let options = FileSystemOptions {
+            list_root: !self.no_list_root,
+            owner: self.uid_gid.unwrap_or_default(),
+            xattrs: !self.no_xattr,
+            space,
+            ..FileSystemOptions::default()
+        };
         let mount_options = MountOptions {
             allow_other: self.allow_other,
             source: services.path_infos.to_string(),
@@ -108,6 +152,7 @@ impl MountArgs {
 
     /// Waits for the end of the mount, and brings it about if a signal says so.
     async fn serve(&self, mount: Mount, signals: &mut EndSignals) -> Result<(), Failure> {
+        let mount = Arc::new(mount);
         let signal = tokio::select! {
             signal = signals.next() => signal,
             () = mount.wait() => {
@@ -116,17 +161,27 @@ impl MountArgs {
             }
         };
         tracing::info!(%signal, "unmounting");
-        let unmounting = tokio::task::spawn_blocking(move || mount.unmount());
-        tokio::select! {
-            unmounted = unmounting => unmounted
-                .map_err(|error| Failure::new("unmounting failed", error))?
-                .map_err(|error| failure(&self.mountpoint, error)),
-            signal = signals.next() => {
-                let what = format!("a second signal, {signal}, cut unmounting off");
-                let help = format!("`umount -l {}` removes the mount", self.mountpoint.display());
-                Err(Failure::plain(Code::Failed, what).help(help))
+        let leaving = Arc::clone(&mount);
+        let left = tokio::task::spawn_blocking(move || leaving.leave_tree())
+            .await
+            .map_err(|error| Failure::new("unmounting failed", error))?
+            .map_err(|error| failure(&self.mountpoint, error))?;
+        if left == Left::InUse && self.grace > 0 {
+            tracing::warn!(
+                seconds = self.grace,
+                "files of the mount are open: they can be read until the time is over, or another \
+                 signal comes"
+            );
+            tokio::select! {
+                () = mount.wait() => {}
+                () = tokio::time::sleep(Duration::from_secs(self.grace)) => {}
+                _ = signals.next() => {}
             }
         }
+        // Dropping it cuts off what is still open.
+        tokio::task::spawn_blocking(move || drop(mount))
+            .await
+            .map_err(|error| Failure::new("unmounting failed", error))
     }
 }
 

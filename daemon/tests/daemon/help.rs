@@ -4,9 +4,10 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "import",
     "mount",
+    "umount",
     "daemon",
     "export",
     "ls",

@@ -26,6 +26,7 @@ use rustix::{
 };
 use tokio::sync::watch;
 
+use super::interrupts::{self, Interrupts, Serving};
 use crate::file_system::CairnFs;
 
 /// The most bytes of a file or listing that one request asks for.
@@ -44,6 +45,7 @@ pub(crate) struct Crew {
     /// How many threads there are at most.
     threads_max: usize,
     requests: AtomicU64,
+    interrupts: Interrupts,
     state: Mutex<State>,
     changed: Condvar,
     ended: watch::Sender<bool>,
@@ -74,16 +76,13 @@ impl Crew {
             idle_max,
             threads_max: threads_max.max(idle_max),
             requests: AtomicU64::new(0),
+            interrupts: Interrupts::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             ended: watch::Sender::new(false),
         });
         let weak: Weak<Self> = Arc::downgrade(&crew);
-        fs.waiter.before_wait(move || {
-            if let Some(crew) = weak.upgrade() {
-                crew.keep_one_idle();
-            }
-        });
+        fs.waiter.before_wait(move || weak.upgrade()?.keep_one_idle().then(interrupts::given_up));
         crew
     }
 
@@ -133,14 +132,22 @@ impl Crew {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    /// Starts another thread if none waits for requests and there may be one more.
-    fn keep_one_idle(self: &Arc<Self>) {
+    /// Starts another thread if none waits for requests; whether there is one now. If not, the
+    /// caller is the last that serves, and must not wait.
+    fn keep_one_idle(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        if state.idle > 0 || state.threads >= self.threads_max {
-            return;
+        if state.idle > 0 {
+            return true;
         }
-        if let Err(error) = self.spawn(&mut state) {
-            tracing::warn!(%error, "no thread to go on serving; requests wait for each other");
+        if state.threads >= self.threads_max {
+            return false;
+        }
+        match self.spawn(&mut state) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "no thread can be started to serve the mount");
+                false
+            }
         }
     }
 
@@ -153,6 +160,7 @@ impl Crew {
     }
 
     fn serve(self: Arc<Self>) {
+        let serving = self.interrupts.enter();
         let mut request = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
         let mut reply = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
         loop {
@@ -169,7 +177,7 @@ impl Crew {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.state.lock().idle -= 1;
             if let Some(request) = request.get_mut(..length) {
-                self.answer(request, &mut reply);
+                self.answer(&serving, request, &mut reply);
             }
             let mut state = self.state.lock();
             if state.idle >= self.idle_max {
@@ -189,8 +197,12 @@ impl Crew {
     }
 
     /// Answers one request. Whatever goes wrong, the program that waits for it is told.
-    fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
-        let Some((opcode, unique)) = header_of(request) else { return };
+    fn answer(&self, serving: &Serving<'_>, request: &mut [u8], reply: &mut [u8]) {
+        let Some(Header { opcode, unique, pid }) = header_of(request) else { return };
+        if opcode == Opcode::Interrupt as u32 {
+            return self.interrupt(unique, request);
+        }
+        serving.begin(unique, pid);
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
             let writer = FuseDevWriter::<()>::new(self.device.as_raw_fd(), reply);
@@ -201,10 +213,11 @@ impl Crew {
             }
             outcome.is_ok()
         }));
+        serving.end();
         if !matches!(handled, Ok(true)) {
             // If it was answered after all, or wants no answer, the kernel knows of none and
             // refuses this one.
-            self.refuse(unique);
+            self.refuse(unique, Errno::IO);
         }
         if handled.is_err() {
             tracing::error!(opcode, "a request of the mount failed by a panic");
@@ -215,9 +228,20 @@ impl Crew {
         }
     }
 
-    fn refuse(&self, unique: u64) {
+    /// A signal has reached whoever made a request. One that no thread has begun to answer yet is
+    /// refused, which makes the kernel tell of it again.
+    fn interrupt(&self, unique: u64, request: &[u8]) {
+        let Some(interrupted) = request.get(size_of::<InHeader>()..).and_then(number) else {
+            return;
+        };
+        if !self.interrupts.interrupt(interrupted) {
+            self.refuse(unique, Errno::AGAIN);
+        }
+    }
+
+    fn refuse(&self, unique: u64, error: Errno) {
         let length = size_of::<OutHeader>() as u32;
-        let error = -Errno::IO.raw_os_error();
+        let error = -error.raw_os_error();
         let mut header = Vec::with_capacity(size_of::<OutHeader>());
         header.extend_from_slice(&length.to_ne_bytes());
         header.extend_from_slice(&error.to_ne_bytes());
@@ -228,12 +252,23 @@ impl Crew {
     }
 }
 
-/// A request's opcode and number.
-fn header_of(request: &[u8]) -> Option<(u32, u64)> {
+/// What is of interest here in a request.
+struct Header {
+    opcode: u32,
+    unique: u64,
+    /// The thread that made it.
+    pid: u32,
+}
+
+fn header_of(request: &[u8]) -> Option<Header> {
     let header = request.get(..size_of::<InHeader>())?;
-    let opcode = u32::from_ne_bytes(header.get(4..8)?.try_into().ok()?);
-    let unique = u64::from_ne_bytes(header.get(8..16)?.try_into().ok()?);
-    Some((opcode, unique))
+    let word = |at: usize| Some(u32::from_ne_bytes(header.get(at..at + 4)?.try_into().ok()?));
+    Some(Header { opcode: word(4)?, unique: number(header.get(8..)?)?, pid: word(32)? })
+}
+
+/// The number that bytes start with.
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))
 }
 
 impl fmt::Debug for Crew {

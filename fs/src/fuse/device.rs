@@ -132,10 +132,19 @@ pub(crate) fn unmount(mountpoint: &Path) -> io::Result<()> {
     }
 }
 
+/// Takes the mount out of the tree, in use or not; what uses it goes on.
+pub(crate) fn detach(mountpoint: &Path) -> io::Result<()> {
+    unmount_with(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+}
+
 /// Takes the mount out of the tree, in use or not; what uses it fails from now on, where this
 /// process may bring that about.
-pub(crate) fn unmount_lazily(mountpoint: &Path) -> io::Result<()> {
+pub(crate) fn unmount_by_force(mountpoint: &Path) -> io::Result<()> {
     let flags = UnmountFlags::DETACH | UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
+    unmount_with(mountpoint, flags)
+}
+
+fn unmount_with(mountpoint: &Path, flags: UnmountFlags) -> io::Result<()> {
     match rustix::mount::unmount(mountpoint, flags) {
         Err(Errno::PERM) => unmount_by_helper(mountpoint, &["-u", "-z"]),
         outcome => Ok(outcome?),

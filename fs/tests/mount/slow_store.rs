@@ -4,7 +4,12 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     fs::{self, File},
-    sync::Arc,
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -13,13 +18,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
-    DirectoryService, Node,
+    DirectoryService, Name, Node,
     blob_service::{BlobSource, BlobStream, memory::MemoryBlobService},
     directory_service::{DirectoryStream, memory::MemoryDirectoryService},
+    roots::{Roots, RootsError},
 };
-use cairn_fs::file_system::{FileSystemOptions, Services};
+use cairn_fs::{
+    file_system::{CairnFs, FileSystemOptions, Services},
+    fuse::MountOptions,
+};
 use parking_lot::Mutex;
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal},
+};
 use tokio::sync::watch;
 
 use crate::fixture::*;
@@ -257,4 +269,118 @@ fn a_stuck_directory_is_listed_by_name() {
     let error = fs::read_dir(mounted.path("d")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
     assert_eq!(fs::read(mounted.path("e")).unwrap(), b"y");
+}
+
+#[test]
+fn a_program_that_is_killed_while_it_waits_is_free_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let directory = store.directory([("f", store.file("x"))]);
+    let remote = Remote::new(&store, [digest_of(&directory)]);
+    let root = store.directory([("stuck", directory)]);
+    let mounted = remote.mount(&store, root, NEVER);
+    for signal in [Signal::INT, Signal::KILL] {
+        let before = *remote.waiting.borrow();
+        let mut child =
+            Command::new("stat").arg(mounted.path("stuck")).stdout(Stdio::null()).spawn().unwrap();
+        remote.wait_for_stuck(&store, before + 1);
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+    }
+}
+
+#[test]
+fn what_waits_never_takes_the_last_thread() {
+    const THREADS: usize = 8;
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let stuck: Vec<_> = (0..3 * THREADS).map(|i| store.file(format!("stuck {i}"))).collect();
+    let remote = Remote::new(&store, stuck.iter().map(digest_of));
+    let entries = stuck.into_iter().enumerate().map(|(i, node)| (format!("stuck{i}"), node));
+    let root = store.directory(entries.collect::<Vec<_>>());
+    let services = Services {
+        blobs: Arc::new(remote.clone()),
+        ..store.services(&Names::new([("root", root)]))
+    };
+    let options = FileSystemOptions { deadline: NEVER, ..FileSystemOptions::default() };
+    let fs = CairnFs::new(services, options, store.runtime.handle().clone());
+    let folder = tempfile::tempdir().unwrap();
+    let options = MountOptions { threads: 1, max_threads: THREADS, ..MountOptions::default() };
+    let mount = cairn_fs::fuse::mount(fs, folder.path(), options).unwrap();
+    let (ended, ends) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        for i in 0..3 * THREADS {
+            let (ended, path) = (ended.clone(), folder.path().join(format!("root/stuck{i}")));
+            scope.spawn(move || ended.send(fs::read(path).is_err()).unwrap());
+        }
+        // Those for whom there is no thread left fail at once, and the mount goes on.
+        for _ in 0..2 * THREADS + 1 {
+            assert!(ends.recv().unwrap());
+        }
+        assert_eq!(names_in(&folder.path().join("root")).len(), 3 * THREADS);
+        assert!(mount.thread_count() <= THREADS);
+        mount.unmount().unwrap();
+    });
+}
+
+/// Names that can come out of reach.
+#[derive(Debug)]
+struct Fickle {
+    names: Names,
+    is_reachable: AtomicBool,
+}
+
+impl fmt::Display for Fickle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("fickle names")
+    }
+}
+
+#[async_trait]
+impl Roots for Fickle {
+    async fn lookup(&self, name: &Name) -> Result<Option<Node>, RootsError> {
+        match self.is_reachable.load(Ordering::SeqCst) {
+            true => self.names.lookup(name).await,
+            false => Err(RootsError::Unavailable {
+                roots: self.to_string(),
+                source: "nobody is there".into(),
+            }),
+        }
+    }
+
+    async fn list(
+        &self,
+        after: Option<&Name>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Node)>, RootsError> {
+        self.names.list(after, limit).await
+    }
+
+    fn lookup_local(&self, _: &Name) -> Option<Result<Option<Node>, RootsError>> {
+        None
+    }
+}
+
+#[test]
+fn names_that_are_known_outlive_the_reach_of_their_source() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let root = store.directory([("f", store.file("x"))]);
+    let names = Names::new([("root", root.clone()), ("other", root)]);
+    let fickle = Arc::new(Fickle { names: names.clone(), is_reachable: AtomicBool::new(true) });
+    let services = Services { roots: fickle.clone(), ..store.services(&names) };
+    let mounted = Mounted::with(&store, services, uncached_root());
+    assert_eq!(fs::read(mounted.path("f")).unwrap(), b"x");
+    fickle.is_reachable.store(false, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(fs::read(mounted.path("f")).unwrap(), b"x");
+    }
+    let unknown = fs::metadata(mounted.top().join("other")).unwrap_err();
+    assert_eq!(unknown.raw_os_error(), Some(Errno::IO.raw_os_error()));
 }

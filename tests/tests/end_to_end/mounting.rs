@@ -2,8 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Read as _},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    io::{ErrorKind, Read as _, Seek as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
     path::Path,
     process::Command,
 };
@@ -11,7 +14,7 @@ use std::{
 use cairn_tests::{
     cairn::{Mount, Scene},
     compare::{Face, assert_same},
-    process::{eventually, run},
+    process::{Finished, eventually, run},
     trees,
 };
 use rustix::process::Signal;
@@ -43,14 +46,230 @@ fn signals_unmount_and_succeed() {
     }
 }
 
+/// Whether the store in the scene was closed in order by its last user.
+fn is_closed(scene: &Scene) -> bool {
+    fs::read_to_string(scene.store().join("index-state")).unwrap() == "closed\n"
+}
+
 #[test]
 fn an_open_file_does_not_keep_a_mount_from_ending() {
-    let (scene, mount, path) = mounted();
+    let scene = Scene::new();
+    let tree = trees::small(scene.folder(), "source");
+    let path = scene.cairn().import(&tree);
+    let mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--grace", "0"]);
     let mut file = File::open(mount.at(&path).join("large")).unwrap();
     file.read_exact(&mut [0; 1000]).unwrap();
     mount.stop(Signal::TERM).succeeded();
     assert!(!is_mounted(&scene.path("mnt")));
+    assert!(is_closed(&scene));
     drop(file);
+}
+
+#[test]
+fn what_is_open_can_be_read_after_a_signal_until_it_is_closed() {
+    let scene = Scene::new();
+    let tree = trees::small(scene.folder(), "source");
+    let path = scene.cairn().import(&tree);
+    let mut mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--grace", "100000"]);
+    let mut file = File::open(mount.at(&path).join("large")).unwrap();
+    file.seek(std::io::SeekFrom::End(-1000)).unwrap();
+    mount.process().signal(Signal::TERM);
+    eventually("leaving the tree", || !is_mounted(&scene.path("mnt")));
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).unwrap();
+    assert!(fs::read(tree.join("large")).unwrap().ends_with(&rest) && rest.len() == 1000);
+    assert!(!mount.process().has_ended());
+    drop(file);
+    eventually("the end", || mount.process().has_ended());
+    assert!(is_closed(&scene));
+}
+
+#[test]
+fn a_second_signal_cuts_off_what_is_open() {
+    let scene = Scene::new();
+    let tree = trees::small(scene.folder(), "source");
+    let path = scene.cairn().import(&tree);
+    let mut mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--grace", "100000"]);
+    let file = File::open(mount.at(&path).join("large")).unwrap();
+    mount.process().signal(Signal::TERM);
+    eventually("leaving the tree", || !is_mounted(&scene.path("mnt")));
+    mount.stop(Signal::INT).succeeded();
+    assert!(is_closed(&scene));
+    drop(file);
+}
+
+#[test]
+fn a_signal_during_the_import_leaves_a_store_that_is_closed_in_order() {
+    let scene = Scene::new();
+    let tree = scene.new_folder("tree");
+    for folder in 0..20 {
+        let folder = tree.join(folder.to_string());
+        fs::create_dir(&folder).unwrap();
+        for file in 0..200 {
+            fs::write(folder.join(file.to_string()), format!("{folder:?} {file}")).unwrap();
+        }
+    }
+    let mountpoint = scene.new_folder("mnt");
+    let mut words = vec!["mount"];
+    for _ in 0..50 {
+        // Each of them is read again.
+        words.extend(["--import", tree.to_str().unwrap()]);
+    }
+    words.extend(["--no-stat-cache", mountpoint.to_str().unwrap()]);
+    let mut mount = scene.cairn().start(words);
+    assert!(mount.next_line().is_some());
+    mount.signal(Signal::TERM);
+    mount.finish().failed(143, &["SIGTERM"]);
+    assert!(!is_mounted(&mountpoint));
+    assert!(is_closed(&scene));
+}
+
+/// Unmounts what is mounted on `mnt`.
+fn umount<const N: usize>(scene: &Scene, words: [&str; N]) -> Finished {
+    let mut all = vec!["umount"];
+    all.extend(words);
+    let mountpoint = scene.path("mnt");
+    all.push(mountpoint.to_str().unwrap());
+    scene.cairn().run(all)
+}
+
+#[test]
+fn umount_returns_when_the_store_is_closed() {
+    let (scene, mut mount, path) = mounted();
+    fs::read(mount.at(&path).join("large")).unwrap();
+    umount(&scene, []).succeeded();
+    assert!(!is_mounted(&scene.path("mnt")));
+    assert!(is_closed(&scene));
+    assert!(mount.process().has_ended());
+    mount.finish().succeeded();
+}
+
+#[test]
+fn umount_refuses_what_is_in_use_unless_it_may_be_lazy() {
+    let (scene, mut mount, path) = mounted();
+    let mut file = File::open(mount.at(&path).join("large")).unwrap();
+    umount(&scene, []).failed(1, &["in use", "--lazy", scene.path("mnt").to_str().unwrap()]);
+    assert!(is_mounted(&scene.path("mnt")));
+    umount(&scene, ["--lazy"]).succeeded();
+    assert!(!is_mounted(&scene.path("mnt")));
+    file.seek(std::io::SeekFrom::End(-1000)).unwrap();
+    assert_eq!(file.read_to_end(&mut Vec::new()).unwrap(), 1000);
+    drop(file);
+    eventually("the end", || mount.process().has_ended());
+}
+
+#[test]
+fn umount_leaves_alone_what_is_no_mount_of_cairn() {
+    let scene = Scene::new();
+    let folder = scene.new_folder("mnt");
+    umount(&scene, []).failed(3, &["nothing is mounted", folder.to_str().unwrap()]);
+    rustix::mount::mount("x", &folder, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let refused = umount(&scene, []);
+    let is_there = is_mounted(&folder);
+    rustix::mount::unmount(&folder, rustix::mount::UnmountFlags::empty()).unwrap();
+    refused.failed(1, &["no mount of cairn", "tmpfs"]);
+    assert!(is_there);
+}
+
+#[test]
+fn umount_removes_what_a_killed_mount_has_left() {
+    let (scene, mount, _) = mounted();
+    let dead = mount.kill();
+    eventually("the end of the connection", || fs::read_dir(scene.path("mnt")).is_err());
+    umount(&scene, []).succeeded();
+    assert!(!is_mounted(&scene.path("mnt")));
+    drop(dead);
+}
+
+#[test]
+fn umount_does_not_wait_for_a_server_that_is_stuck() {
+    let (scene, mut mount, _) = mounted();
+    mount.process().signal(Signal::STOP);
+    umount(&scene, ["--timeout", "1"]).failed(1, &["does not answer", "--lazy"]);
+    umount(&scene, ["--lazy"]).succeeded();
+    assert!(!is_mounted(&scene.path("mnt")));
+    mount.process().signal(Signal::CONT);
+    eventually("the end", || mount.process().has_ended());
+}
+
+#[test]
+fn a_mount_goes_on_in_the_background() {
+    let scene = Scene::new();
+    let tree = trees::small(scene.folder(), "source");
+    let mountpoint = scene.new_folder("mnt");
+    let log = scene.path("log");
+    let words = ["mount", "-d", "-v", "--import", "source", "--log-file", "log", "mnt"];
+    // Relative paths are those of the caller.
+    let mut command = scene.cairn().command(words);
+    let lines = run(command.current_dir(scene.folder())).succeeded().lines();
+    let [path, mounted] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(mounted, "mounted on mnt");
+    assert_same(&tree, &mountpoint.join(trees::base_name(path)), Face::Mount);
+    umount(&scene, []).succeeded();
+    assert!(is_closed(&scene));
+    assert!(fs::read_to_string(log).unwrap().contains("unmounted from elsewhere"));
+}
+
+#[test]
+fn a_mount_that_fails_in_the_background_is_told_in_front() {
+    let scene = Scene::new();
+    scene.cairn().run(["mount", "-d", "/nowhere"]).failed(1, &["/nowhere", "mkdir -p"]);
+    let (scene, _mount, _) = mounted();
+    let words = ["mount", "-d", scene.path("mnt").to_str().unwrap()].map(str::to_owned);
+    scene.cairn().run(words).failed(1, &["mounted", "already"]);
+}
+
+#[test]
+fn everything_belongs_to_whom_it_is_told() {
+    let scene = Scene::new();
+    let tree = trees::vector(scene.folder());
+    let path = scene.cairn().import(&tree);
+    let mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--uid-gid", "1234:567"]);
+    for place in [mount.mountpoint().to_owned(), mount.at(&path), mount.at(&path).join("d/f")] {
+        let metadata = fs::symlink_metadata(&place).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (1234, 567), "{}", place.display());
+    }
+    for wrong in ["1234", "a:b", "1:-1", "4294967295:0"] {
+        let words = ["mount", "--uid-gid", wrong, mount.mountpoint().to_str().unwrap()];
+        scene.cairn().run(words).failed(2, &["1000:100"]);
+    }
+}
+
+#[test]
+fn the_mount_table_names_the_store() {
+    let (scene, _mount, _) = mounted();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mountpoint = scene.path("mnt");
+    let line = mounts.lines().find(|line| line.split(' ').nth(1) == mountpoint.to_str()).unwrap();
+    let mut fields = line.split(' ');
+    assert_eq!(fields.next(), Some(&*format!("sled:{}", scene.store().display())));
+    assert_eq!(fields.nth(1), Some("fuse.cairn"));
+    let options: Vec<_> = fields.next().unwrap().split(',').collect();
+    for option in ["ro", "nosuid", "nodev", "noatime", "default_permissions"] {
+        assert!(options.contains(&option), "{line}");
+    }
+}
+
+#[test]
+fn statfs_tells_what_the_store_takes_and_what_its_disk_has_left() {
+    const MIB: u64 = 1024 * 1024;
+    let (scene, mount, _) = mounted();
+    let large = scene.path("random");
+    let mut bytes = vec![0; 8 * MIB as usize];
+    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    fs::write(&large, bytes).unwrap();
+    scene.cairn().import(&large);
+    eventually("what statfs remembers to be forgotten", || {
+        let seen = rustix::fs::statvfs(mount.mountpoint()).unwrap();
+        let used = (seen.f_blocks - seen.f_bfree) * seen.f_frsize;
+        (8 * MIB..64 * MIB).contains(&used)
+    });
+    let seen = rustix::fs::statvfs(mount.mountpoint()).unwrap();
+    let disk = rustix::fs::statvfs(scene.store()).unwrap();
+    assert!(seen.f_bavail > 0 && seen.f_bavail <= seen.f_bfree);
+    // Others write to the disk meanwhile.
+    let (seen, disk) = (seen.f_bfree * seen.f_frsize, disk.f_bfree * disk.f_frsize);
+    assert!(seen.abs_diff(disk) < disk / 2, "{seen} {disk}");
 }
 
 #[test]

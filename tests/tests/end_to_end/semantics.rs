@@ -176,6 +176,22 @@ fn digests_are_extended_attributes() {
 }
 
 #[test]
+fn a_mount_can_be_told_to_have_no_extended_attributes() {
+    let scene = Scene::new();
+    let tree = trees::vector(scene.folder());
+    let path = scene.cairn().import(&tree);
+    let mount = scene.cairn().mount_with(&scene.new_folder("mnt"), ["--no-xattr"]);
+    let file = mount.at(&path).join("d/f");
+    let mut buffer = [0; 256];
+    let off = Some(rustix::io::Errno::OPNOTSUPP);
+    assert_eq!(rustix::fs::getxattr(&file, "user.cairn.digest", &mut buffer[..]).err(), off);
+    assert_eq!(rustix::fs::listxattr(&file, &mut buffer[..]).err(), off);
+    // Whoever unmounts needs none.
+    let words = ["umount", mount.mountpoint().to_str().unwrap()];
+    scene.cairn().run(words).succeeded();
+}
+
+#[test]
 fn names_of_any_bytes_are_found_by_name() {
     let scene = Scene::new();
     let tree = scene.new_folder("odd");
