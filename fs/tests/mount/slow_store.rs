@@ -233,9 +233,11 @@ fn what_is_stuck_blocks_nobody_else_and_ends_as_an_error() {
             assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
         }
     });
-    // Those that were started for the stuck ones have gone to rest.
+    // Those that were started for the stuck ones go to rest, a moment after they have answered.
     fs::metadata(mounted.path("none")).unwrap_err();
-    assert!(mounted.mount().thread_count() <= 3);
+    while mounted.mount().thread_count() > 3 {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
