@@ -32,8 +32,7 @@ pub const SUBTYPE: &str = "cairn";
 
 /// How many threads serve at the same time at most, unless told otherwise: those that wait for the
 /// store, and one that goes on serving. As many programs may be stuck with a store that does not
-/// answer; what has to wait beyond that fails at once, and what needs no waiting goes on. A thread
-/// that waits takes some 60 KB.
+/// answer; what has to wait beyond that fails at once, and what needs no waiting goes on.
 pub const MAX_THREADS: usize = 512;
 
 /// How many threads wait for requests at most, unless told otherwise.
