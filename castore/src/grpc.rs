@@ -39,8 +39,9 @@ pub const MESSAGE_MAX: usize = 256 * 1024 * 1024;
 /// like; ours send [`PIECE_LEN`].
 pub const BLOB_MESSAGE_MAX: usize = 32 * 1024 * 1024;
 
-/// The bytes of a blob in one message, at most: below the 4 MiB that any client reads.
-pub const PIECE_LEN: usize = 1024 * 1024;
+/// The bytes of a blob in one message, at most: below the 4 MiB that any client reads, and so few
+/// that a buffer is used again while it is in a processor's cache.
+pub const PIECE_LEN: usize = 256 * 1024;
 
 /// What a peer may send on one stream before it is told that it was read, in bytes.
 pub const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
@@ -48,8 +49,8 @@ pub const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 /// What a peer may send on all streams together before it is told that it was read, in bytes.
 pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
-/// The largest HTTP/2 frame that is read, in bytes.
-pub const FRAME_MAX: u32 = 1024 * 1024;
+/// The largest HTTP/2 frame that is read, in bytes; not large, for the same reason.
+pub const FRAME_MAX: u32 = 128 * 1024;
 
 /// How long a connection may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -325,6 +326,8 @@ impl<M: prost::Message, R> Encoder for SendCodec<M, R> {
 
     fn encode(&mut self, item: Self::Item, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let message = item.map_err(|BrokenOff| Status::aborted("the source failed"))?;
+        // At once, instead of growing by copying.
+        buffer.reserve(message.encoded_len());
         message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 }

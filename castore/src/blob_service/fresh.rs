@@ -4,12 +4,16 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, futures::Notified};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::timeout,
+};
 
 use super::BlobSource;
 use crate::{Blob, Digest};
@@ -26,37 +30,88 @@ const COMING_BYTES: usize = 32 * 1024 * 1024;
 /// What a blob counts for beside its bytes.
 const BLOB_OVERHEAD: usize = 128;
 
-/// The blobs that came last, as many as there is room for, as long as anyone listens.
+/// When so many bytes wait to be taken, those who bring more are to wait a little.
+const CROWDED_BYTES: usize = FRESH_BYTES / 2;
+
+/// How long they wait at most. The blob that is wanted next may be what they bring after that.
+const CROWDED_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long a blob is kept for somebody who has not taken it yet.
+const UNTAKEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Blobs that came lately, as long as anyone listens. If there is no room for all of them, those
+/// that were taken go first, and then the newest are not kept: who is behind wants the oldest next.
 #[derive(Debug, Default)]
 pub struct FreshBlobs {
     state: Mutex<State>,
     arrived: Notify,
+    taken: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     listeners: usize,
-    blobs: HashMap<Digest, Vec<Bytes>>,
-    /// From the oldest to the newest.
-    order: VecDeque<Digest>,
+    blobs: HashMap<Digest, Fresh>,
+    /// In the order in which they came, for so long as they are not stale. Some of them were taken,
+    /// and may be gone.
+    untaken: VecDeque<(Digest, Instant)>,
+    /// In the order in which they were taken.
+    taken: VecDeque<Digest>,
     size: usize,
+    /// How much of it was not taken yet.
+    untaken_size: usize,
     /// The bytes of those that are still coming.
     coming: usize,
     /// How often something was stored that is not kept here.
     stored: u64,
 }
 
+#[derive(Debug)]
+struct Fresh {
+    pieces: Vec<Bytes>,
+    was_taken: bool,
+}
+
+impl Fresh {
+    fn size(&self) -> usize {
+        total(&self.pieces) + BLOB_OVERHEAD
+    }
+}
+
 impl FreshBlobs {
-    /// Takes note of blobs that have come.
-    pub fn insert(&self, blobs: &[Blob]) {
+    /// Takes note of blobs that have come; whether all of them are kept. Of those that are not it
+    /// is to be told when a store [has them](Self::stored).
+    pub fn insert(&self, blobs: &[Blob]) -> bool {
         let mut state = self.state.lock();
         if state.listeners == 0 {
-            return;
+            return true;
         }
+        let mut all = true;
         for blob in blobs {
-            state.insert(*blob.digest(), vec![blob.bytes().clone()], blob.bytes().len());
+            all &= state.insert(*blob.digest(), vec![blob.bytes().clone()]);
         }
         drop(state);
+        self.arrived.notify_waiters();
+        all
+    }
+
+    /// Waits while much is waiting to be taken, but not for long.
+    pub async fn settle(&self) {
+        let settled = async {
+            loop {
+                let taken = self.taken.notified();
+                if self.state.lock().untaken_size <= CROWDED_BYTES {
+                    break;
+                }
+                taken.await;
+            }
+        };
+        let _ = timeout(CROWDED_PATIENCE, settled).await;
+    }
+
+    /// A store has something that is not kept here.
+    pub fn stored(&self) {
+        self.state.lock().stored += 1;
         self.arrived.notify_waiters();
     }
 
@@ -97,18 +152,53 @@ impl FreshBlobs {
 }
 
 impl State {
-    fn insert(&mut self, digest: Digest, pieces: Vec<Bytes>, size: usize) {
-        if self.blobs.insert(digest, pieces).is_some() {
-            return;
+    /// Keeps a blob if there is room for it.
+    fn insert(&mut self, digest: Digest, pieces: Vec<Bytes>) -> bool {
+        if self.blobs.contains_key(&digest) {
+            return true;
         }
-        self.order.push_back(digest);
-        self.size += size + BLOB_OVERHEAD;
-        while self.size > FRESH_BYTES {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(pieces) = self.blobs.remove(&oldest) {
-                self.size -= total(&pieces) + BLOB_OVERHEAD;
+        let size = total(&pieces) + BLOB_OVERHEAD;
+        self.make_room(size);
+        if self.size + size > FRESH_BYTES {
+            return false;
+        }
+        self.size += size;
+        self.untaken_size += size;
+        self.blobs.insert(digest, Fresh { pieces, was_taken: false });
+        self.untaken.push_back((digest, Instant::now()));
+        true
+    }
+
+    /// Lets go of what has waited for too long, and then of what was taken.
+    fn make_room(&mut self, size: usize) {
+        let is_stale = |(_, since): &mut (_, Instant)| since.elapsed() > UNTAKEN_PATIENCE;
+        while let Some((stale, _)) = self.untaken.pop_front_if(is_stale) {
+            self.remove(&stale);
+        }
+        while self.size + size > FRESH_BYTES
+            && let Some(taken) = self.taken.pop_front()
+        {
+            self.remove(&taken);
+        }
+    }
+
+    fn remove(&mut self, digest: &Digest) {
+        if let Some(fresh) = self.blobs.remove(digest) {
+            self.size -= fresh.size();
+            if !fresh.was_taken {
+                self.untaken_size -= fresh.size();
             }
         }
+    }
+
+    fn take(&mut self, digest: &Digest) -> Option<&[Bytes]> {
+        let fresh = self.blobs.get_mut(digest)?;
+        if !fresh.was_taken {
+            fresh.was_taken = true;
+            self.untaken_size -= fresh.size();
+            self.taken.push_back(*digest);
+        }
+        Some(&fresh.pieces)
     }
 }
 
@@ -131,10 +221,9 @@ impl Coming {
         let mut state = self.fresh.state.lock();
         match pieces {
             Some(pieces) => {
-                let size = total(&pieces);
-                state.coming -= size;
-                if state.listeners > 0 {
-                    state.insert(digest, pieces, size);
+                state.coming -= total(&pieces);
+                if state.listeners > 0 && !state.insert(digest, pieces) {
+                    state.stored += 1;
                 }
             }
             None => state.stored += 1,
@@ -159,17 +248,21 @@ pub struct FreshListener(Arc<FreshBlobs>);
 impl FreshListener {
     /// Fills in what has come of these small blobs.
     pub fn fill(&self, digests: &[Digest], found: &mut [Option<Bytes>]) {
-        let state = self.0.state.lock();
+        let mut state = self.0.state.lock();
         for (digest, found) in digests.iter().zip(found).filter(|(_, found)| found.is_none()) {
-            if let Some([bytes]) = state.blobs.get(digest).map(Vec::as_slice) {
+            if let Some([bytes]) = state.take(digest) {
                 *found = Some(bytes.clone());
             }
         }
+        drop(state);
+        self.0.taken.notify_waiters();
     }
 
     /// The pieces of a blob of any size.
     pub fn get(&self, digest: &Digest) -> Option<Vec<Bytes>> {
-        self.0.state.lock().blobs.get(digest).cloned()
+        let pieces = self.0.state.lock().take(digest).map(<[Bytes]>::to_vec);
+        self.0.taken.notify_waiters();
+        pieces
     }
 
     /// A number that is another when a store has got something that does not come here.
@@ -190,6 +283,7 @@ impl Drop for FreshListener {
         if state.listeners == 0 {
             let (stored, coming) = (state.stored, state.coming);
             *state = State { stored, coming, ..State::default() };
+            self.0.taken.notify_waiters();
         }
     }
 }
@@ -214,27 +308,69 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept_while_someone_listens() {
+    fn what_was_taken_makes_room_and_else_the_oldest_stay() {
         let fresh = Arc::new(FreshBlobs::default());
         let early = blob(0, 4);
-        fresh.insert(std::slice::from_ref(&early));
+        assert!(fresh.insert(std::slice::from_ref(&early)));
         let listener = fresh.listen();
-        assert_eq!(get(&listener, &early), None);
+        assert_eq!(get(&listener, &early), None, "nobody listened");
 
         let length = 1 << 20;
-        let blobs: Vec<_> = (1..=100).map(|number| blob(number, length)).collect();
-        for blob in &blobs {
-            fresh.insert(&[blob.clone(), blob.clone()]);
+        let room = FRESH_BYTES / (length + BLOB_OVERHEAD);
+        let blobs: Vec<_> = (1..=room as u32 + 10).map(|number| blob(number, length)).collect();
+        for (index, blob) in blobs.iter().enumerate() {
+            assert_eq!(fresh.insert(&[blob.clone(), blob.clone()]), index < room, "{index}");
             assert!(fresh.state.lock().size <= FRESH_BYTES);
         }
-        let kept = FRESH_BYTES / (length + BLOB_OVERHEAD);
+        for (index, blob) in blobs.iter().enumerate().take(room).skip(1) {
+            assert_eq!(get(&listener, blob).as_ref(), Some(blob.bytes()), "{index}");
+        }
+        assert_eq!(get(&listener, &blobs[5]).as_ref(), Some(blobs[5].bytes()), "taken twice");
+        assert!(fresh.insert(&blobs[room..]));
         for (index, blob) in blobs.iter().enumerate() {
-            let expected = (index >= blobs.len() - kept).then(|| blob.bytes().clone());
-            assert_eq!(get(&listener, blob), expected, "{index}");
+            let is_kept = get(&listener, blob).is_some();
+            assert_eq!(is_kept, !(1..=10).contains(&index), "{index}");
         }
         drop(listener);
-        assert_eq!(get(&fresh.listen(), &blobs[99]), None);
+        assert_eq!(get(&fresh.listen(), &blobs[room]), None);
         assert_eq!(fresh.state.lock().size, 0);
+    }
+
+    #[test]
+    fn what_nobody_takes_goes_after_a_while() {
+        let fresh = Arc::new(FreshBlobs::default());
+        let listener = fresh.listen();
+        let (old, new) = (blob(1, 4), blob(2, 4));
+        fresh.insert(std::slice::from_ref(&old));
+        for (_, since) in &mut fresh.state.lock().untaken {
+            *since = since.checked_sub(2 * UNTAKEN_PATIENCE).unwrap();
+        }
+        fresh.insert(std::slice::from_ref(&new));
+        assert_eq!(get(&listener, &old), None);
+        assert!(get(&listener, &new).is_some());
+        assert_eq!(fresh.state.lock().size, 4 + BLOB_OVERHEAD);
+        assert_eq!(fresh.state.lock().untaken.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_brings_too_much_waits_for_those_who_take_but_not_for_ever() {
+        let fresh = Arc::new(FreshBlobs::default());
+        let listener = fresh.listen();
+        let blobs: Vec<_> = (0..50).map(|number| blob(number, 1 << 20)).collect();
+        fresh.insert(&blobs[..10]);
+        assert!(fresh.settle().now_or_never().is_some());
+        fresh.insert(&blobs);
+        fresh.settle().await;
+        let mut settled = std::pin::pin!(fresh.settle());
+        assert!(settled.as_mut().now_or_never().is_none());
+        for blob in &blobs[..20] {
+            assert!(get(&listener, blob).is_some());
+        }
+        assert!(settled.now_or_never().is_some());
+        for blob in &blobs {
+            get(&listener, blob);
+        }
+        assert_eq!(fresh.state.lock().untaken_size, 0);
     }
 
     #[test]

@@ -62,8 +62,13 @@ impl BlobServer {
     }
 
     async fn store(&self, blobs: Vec<Blob>) -> Result<(), Status> {
-        self.fresh.insert(&blobs);
-        self.service.put_many(blobs).await.map_err(|error| to_status(&error))
+        let all_kept = self.fresh.insert(&blobs);
+        self.service.put_many(blobs).await.map_err(|error| to_status(&error))?;
+        if !all_kept {
+            self.fresh.stored();
+        }
+        self.fresh.settle().await;
+        Ok(())
     }
 
     /// The tower service of `snix.castore.v1`, with the limits of its messages.
