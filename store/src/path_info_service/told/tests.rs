@@ -1,7 +1,10 @@
 use bytes::Bytes;
 use cairn_castore::{
     Blob, Digest, Directory, Name,
-    blob_service::{grpc::GrpcBlobService, grpc_server::BlobServer, memory::MemoryBlobService},
+    blob_service::{
+        PUT_MANY_BYTES, SMALL_BLOB_MAX, fresh::FRESH_BYTES, grpc::GrpcBlobService,
+        grpc_server::BlobServer, memory::MemoryBlobService,
+    },
     directory::SizeRule,
     directory_service::{
         grpc::GrpcDirectoryService, grpc_server::DirectoryServer, memory::MemoryDirectoryService,
@@ -110,6 +113,48 @@ async fn a_tree_that_is_told_of_before_its_blobs_come_is_hashed() {
     assert_eq!(service.calculate_nar(&root).await.unwrap(), *found);
     let right = info(*found);
     assert_eq!(service.put(right.clone(), None).await.unwrap(), right);
+}
+
+/// The file that is wanted first comes last, behind more than is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_of_which_more_comes_than_is_kept_is_hashed() {
+    use cairn::tree_step::Step;
+    const FILES: usize = FRESH_BYTES / SMALL_BLOB_MAX + 64;
+    let (served, told) = served_store().await;
+    let blob = |index: usize| {
+        let mut bytes = index.to_le_bytes().to_vec();
+        bytes.resize(SMALL_BLOB_MAX, 0);
+        Blob::new(bytes.into())
+    };
+    let entries: Vec<_> = (0..FILES)
+        .map(|index| {
+            let name = Name::try_from(format!("{index:04}").as_str()).unwrap();
+            let digest = *blob(index).digest();
+            (name, Node::File { digest, size: SMALL_BLOB_MAX as u64, executable: false })
+        })
+        .collect();
+    let mut steps: Vec<_> =
+        entries.iter().map(|(name, node)| Step::Entry(node.to_entry(Some(name)))).collect();
+    steps.push(Step::Leave(true));
+    let steps = steps.into_iter().map(|step| cairn::TreeStep { step: Some(step) }).collect();
+    let mut client = CairnClient::new(served.peer.channel());
+    let message = cairn::TellTreeRequest { steps };
+    let telling =
+        tokio::spawn(async move { client.tell_tree(futures::stream::iter([message])).await });
+    while told.trees.available_permits() == TREES_AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    let blobs = GrpcBlobService::new(served.peer.clone());
+    let rest: Vec<_> = (1..FILES).collect();
+    for batch in rest.chunks(PUT_MANY_BYTES / SMALL_BLOB_MAX) {
+        blobs.put_many(batch.iter().map(|index| blob(*index)).collect()).await.unwrap();
+    }
+    assert!(!telling.is_finished());
+    blobs.put_many(vec![blob(0)]).await.unwrap();
+    let root = telling.await.unwrap().unwrap().into_inner().root.unwrap();
+    let tree = Directory::new(entries).unwrap();
+    let expected = Node::Directory { digest: tree.digest(), size: tree.size(SizeRule::Doubled) };
+    assert_eq!(Node::from_nameless_entry(root).unwrap(), expected);
 }
 
 #[tokio::test]
