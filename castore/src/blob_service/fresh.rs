@@ -173,7 +173,9 @@ impl State {
     fn make_room(&mut self, size: usize) {
         let is_stale = |(_, since): &mut (_, Instant)| since.elapsed() > UNTAKEN_PATIENCE;
         while let Some((stale, _)) = self.untaken.pop_front_if(is_stale) {
-            self.remove(&stale);
+            if self.blobs.get(&stale).is_some_and(|fresh| !fresh.was_taken) {
+                self.remove(&stale);
+            }
         }
         while self.size + size > FRESH_BYTES
             && let Some(taken) = self.taken.pop_front()
@@ -350,6 +352,24 @@ mod tests {
         assert!(get(&listener, &new).is_some());
         assert_eq!(fresh.state.lock().size, 4 + BLOB_OVERHEAD);
         assert_eq!(fresh.state.lock().untaken.len(), 1);
+    }
+
+    #[test]
+    fn what_was_taken_does_not_go_before_its_room_is_wanted() {
+        let fresh = Arc::new(FreshBlobs::default());
+        let listener = fresh.listen();
+        let (old, new) = (blob(1, 4), blob(2, 4));
+        for _ in 0..3 {
+            fresh.insert(std::slice::from_ref(&old));
+            assert!(get(&listener, &old).is_some());
+            for (_, since) in &mut fresh.state.lock().untaken {
+                *since = since.checked_sub(2 * UNTAKEN_PATIENCE).unwrap();
+            }
+            fresh.insert(std::slice::from_ref(&new));
+            assert!(get(&listener, &old).is_some());
+            let state = fresh.state.lock();
+            assert_eq!((state.blobs.len(), state.taken.len()), (2, 1));
+        }
     }
 
     #[tokio::test]
