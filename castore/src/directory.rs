@@ -80,8 +80,12 @@ impl Directory {
 
     /// The entry of this name. Costs a binary search.
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
-        let found = self.entries.binary_search_by(|(entry, _)| entry.as_ref().cmp(name));
-        found.ok().map(|index| &self.entries[index].1)
+        self.position(name).map(|index| &self.entries[index].1)
+    }
+
+    /// The number of the entry of this name, counted from 0. Costs a binary search.
+    pub fn position(&self, name: &[u8]) -> Option<usize> {
+        self.entries.binary_search_by(|(entry, _)| entry.as_ref().cmp(name)).ok()
     }
 
     /// The digests and sizes of the directories in it, in the order of their names.

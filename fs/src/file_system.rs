@@ -29,10 +29,11 @@ use tokio::runtime::Handle;
 
 pub use crate::attributes::Owner;
 use crate::{
+    ahead::{self, Ahead},
     attributes::{self, BLOCK_BYTES},
     directories::{Directories, Loaded},
     errno::{Failures, FsError},
-    inodes::{Inode, Inodes, NodeId, ROOT},
+    inodes::{Inode, Inodes, NodeId, ROOT, Seen},
     listing::{Cursors, Reply},
     reads::Reads,
     root_names::RootNames,
@@ -111,11 +112,12 @@ impl Default for FileSystemOptions {
 pub struct CairnFs {
     pub(crate) services: Services,
     pub(crate) options: FileSystemOptions,
-    pub(crate) waiter: Waiter,
+    pub(crate) waiter: Arc<Waiter>,
     pub(crate) directories: Directories,
     pub(crate) cursors: Cursors,
-    inodes: Inodes,
-    reads: Reads,
+    pub(crate) ahead: Ahead,
+    inodes: Arc<Inodes>,
+    reads: Arc<Reads>,
     names: RootNames,
     space: RecentSpace,
     failures: Failures,
@@ -130,12 +132,16 @@ impl CairnFs {
     /// A file system over these services, which are waited for on this runtime. It must have
     /// threads of its own (the multi-threaded kind), and outlive the file system's use.
     pub fn new(services: Services, options: FileSystemOptions, runtime: Handle) -> Self {
+        let waiter = Arc::new(Waiter::new(runtime, options.deadline));
+        let inodes = Arc::new(Inodes::new());
+        let reads = Arc::new(Reads::new(services.blobs.clone()));
         Self {
-            waiter: Waiter::new(runtime, options.deadline),
             directories: Directories::new(services.directories.clone()),
             cursors: Cursors::new(),
-            inodes: Inodes::new(),
-            reads: Reads::new(services.blobs.clone()),
+            ahead: Ahead::new(inodes.clone(), reads.clone(), waiter.clone()),
+            waiter,
+            inodes,
+            reads,
             names: RootNames::new(services.roots.clone()),
             space: RecentSpace::new(options.space.clone()),
             failures: Failures::new(),
@@ -175,9 +181,14 @@ impl CairnFs {
     }
 
     /// What the kernel is told of an inode when it comes to know it, which counts as one lookup.
-    pub(crate) fn entry(&self, inode: Inode, entry_timeout: Duration) -> Result<Entry, FsError> {
+    pub(crate) fn entry(
+        &self,
+        inode: Inode,
+        seen: Option<Seen>,
+        entry_timeout: Duration,
+    ) -> Result<Entry, FsError> {
         let attr = attributes::attributes(&inode, self.options.owner)?;
-        let inode = self.inodes.remember(inode);
+        let inode = self.inodes.remember(inode, seen);
         Ok(Entry {
             inode,
             generation: 0,
@@ -202,11 +213,11 @@ impl CairnFs {
 
     fn lookup_in_root(&self, name: Name) -> Result<Entry, FsError> {
         if name.as_ref() == SERVER_NAME.as_bytes() {
-            return self.entry(Inode::Symlink { target: process() }, Duration::ZERO);
+            return self.entry(Inode::Symlink { target: process() }, None, Duration::ZERO);
         }
         let timeout = self.options.root_timeout;
         match self.names.find(&name, &self.waiter)? {
-            Some(node) => self.entry(self.resolve((ROOT, ROOT), &name, &node)?, timeout),
+            Some(node) => self.entry(self.resolve((ROOT, ROOT), &name, &node)?, None, timeout),
             None => Ok(absent(timeout)),
         }
     }
@@ -218,10 +229,12 @@ impl CairnFs {
         name: Name,
     ) -> Result<Entry, FsError> {
         let loaded = self.directory(digest)?;
-        match loaded.directory.get(name.as_ref()) {
-            Some(node) => self.entry(self.resolve(parent, &name, node)?, FOREVER),
-            None => Ok(absent(FOREVER)),
-        }
+        let Some(index) = loaded.directory.position(name.as_ref()) else {
+            return Ok(absent(FOREVER));
+        };
+        let (_, node) = &loaded.directory.entries()[index];
+        let seen = Seen { parent: parent.0, index };
+        self.entry(self.resolve(parent, &name, node)?, Some(seen), FOREVER)
     }
 
     /// The root's attributes. Its modification time moves by a nanosecond whenever it is asked
@@ -397,7 +410,15 @@ impl FileSystem for CairnFs {
         _: u32,
     ) -> io::Result<usize> {
         let range = ByteRange { offset, length: u64::from(size) };
-        self.copy_bytes(&*self.inode(inode)?, range, w)
+        let id = inode;
+        let inode = self.inode(id)?;
+        if offset == 0
+            && ahead::is_small(&inode)
+            && let Some(seen) = self.inodes.seen(id)
+        {
+            self.read_ahead_of(seen);
+        }
+        self.copy_bytes(&inode, range, w)
     }
 
     fn release(

@@ -281,6 +281,11 @@ impl Mount {
         self.crew.request_count()
     }
 
+    /// How many files' contents the kernel was given before it asked for them.
+    pub fn stored_count(&self) -> u64 {
+        self.crew.stored_count()
+    }
+
     /// Returns when the mount has ended: unmounted from outside, such as by `umount`.
     pub async fn wait(&self) {
         self.crew.ended().await;

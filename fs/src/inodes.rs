@@ -53,6 +53,15 @@ pub(crate) struct Place {
     pub(crate) subdirectories: u64,
 }
 
+/// Where the kernel came to know an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// The directory.
+    pub(crate) parent: NodeId,
+    /// The number of the entry among the directory's.
+    pub(crate) index: usize,
+}
+
 impl Inode {
     /// A file or symlink as an inode of its own memory: a node read from a directory may share
     /// that of the whole directory. `None` for a directory, which needs a place.
@@ -108,7 +117,12 @@ struct Table {
 #[derive(Debug)]
 struct Held {
     inode: Arc<Inode>,
-    lookups: u64,
+    /// Where it was seen last: a directory, and the number of an entry there. 0 and 0 if that is of
+    /// no interest.
+    parent: NodeId,
+    index: u32,
+    /// If ever there are as many as fit, the inode stays.
+    lookups: u32,
 }
 
 impl Inodes {
@@ -125,19 +139,36 @@ impl Inodes {
         self.table.lock().by_id.get(&id).map(|held| held.inode.clone())
     }
 
+    /// Where the kernel came to know an inode last.
+    pub(crate) fn seen(&self, id: NodeId) -> Option<Seen> {
+        let table = self.table.lock();
+        let held = table.by_id.get(&id).filter(|held| held.parent != 0)?;
+        Some(Seen { parent: held.parent, index: held.index as usize })
+    }
+
+    /// The number of an inode, if the kernel holds it.
+    pub(crate) fn id_of(&self, inode: &Inode) -> Option<NodeId> {
+        self.table.lock().by_inode.get(inode).copied()
+    }
+
     /// The number of an inode, of which the kernel is told once more.
-    pub(crate) fn remember(&self, inode: Inode) -> NodeId {
+    pub(crate) fn remember(&self, inode: Inode, seen: Option<Seen>) -> NodeId {
+        let (parent, index) = match seen {
+            Some(seen) => (seen.parent, u32::try_from(seen.index).unwrap_or(u32::MAX)),
+            None => (0, 0),
+        };
         let table = &mut *self.table.lock();
         if let Some(&id) = table.by_inode.get(&inode) {
             let held = table.by_id.get_mut(&id).expect("both maps hold the same inodes");
             held.lookups = held.lookups.saturating_add(1);
+            (held.parent, held.index) = (parent, index);
             return id;
         }
         let id = table.next;
         table.next += 1;
         let inode = Arc::new(inode);
         table.by_inode.insert(inode.clone(), id);
-        table.by_id.insert(id, Held { inode, lookups: 1 });
+        table.by_id.insert(id, Held { inode, parent, index, lookups: 1 });
         id
     }
 
@@ -146,7 +177,10 @@ impl Inodes {
         let table = &mut *self.table.lock();
         for (id, count) in forgotten {
             let Some(held) = table.by_id.get_mut(&id) else { continue };
-            held.lookups = held.lookups.saturating_sub(count);
+            if held.lookups == u32::MAX {
+                continue;
+            }
+            held.lookups = held.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
             if held.lookups == 0 {
                 table.by_inode.remove(&held.inode);
                 table.by_id.remove(&id);
@@ -183,39 +217,39 @@ mod tests {
     #[test]
     fn files_are_their_content_and_mode() {
         let inodes = Inodes::new();
-        let plain = inodes.remember(file("a", false));
-        assert_eq!(inodes.remember(file("a", false)), plain);
-        assert_ne!(inodes.remember(file("a", true)), plain);
-        assert_ne!(inodes.remember(file("b", false)), plain);
+        let plain = inodes.remember(file("a", false), None);
+        assert_eq!(inodes.remember(file("a", false), None), plain);
+        assert_ne!(inodes.remember(file("a", true), None), plain);
+        assert_ne!(inodes.remember(file("b", false), None), plain);
         assert_eq!(inodes.len(), 4);
     }
 
     #[test]
     fn directories_are_places() {
         let inodes = Inodes::new();
-        let place = inodes.remember(directory(7, "x"));
-        assert_eq!(inodes.remember(directory(7, "x")), place);
-        assert_ne!(inodes.remember(directory(8, "x")), place);
-        assert_ne!(inodes.remember(directory(7, "y")), place);
+        let place = inodes.remember(directory(7, "x"), None);
+        assert_eq!(inodes.remember(directory(7, "x"), None), place);
+        assert_ne!(inodes.remember(directory(8, "x"), None), place);
+        assert_ne!(inodes.remember(directory(7, "y"), None), place);
     }
 
     #[test]
     fn an_inode_stays_until_all_is_forgotten_and_its_number_never_returns() {
         let inodes = Inodes::new();
-        let first = inodes.remember(file("a", false));
-        inodes.remember(file("a", false));
+        let first = inodes.remember(file("a", false), None);
+        inodes.remember(file("a", false), None);
         inodes.forget([(first, 1)]);
         assert!(inodes.get(first).is_some());
         inodes.forget([(first, 1)]);
         assert!(inodes.get(first).is_none());
         assert_eq!(inodes.len(), 1);
-        assert_ne!(inodes.remember(file("a", false)), first);
+        assert_ne!(inodes.remember(file("a", false), None), first);
     }
 
     #[test]
     fn forgetting_too_much_or_the_unknown_does_no_harm() {
         let inodes = Inodes::new();
-        let id = inodes.remember(file("a", false));
+        let id = inodes.remember(file("a", false), None);
         inodes.forget([(ROOT, 5), (id, u64::MAX), (id, 1), (999, 1)]);
         assert_eq!(inodes.len(), 1);
         assert!(inodes.get(ROOT).is_some());
@@ -232,7 +266,7 @@ mod tests {
             let mut past = Vec::new();
             for (content, count) in steps {
                 if count == 0 {
-                    let id = inodes.remember(file(&content.to_string(), false));
+                    let id = inodes.remember(file(&content.to_string(), false), None);
                     prop_assert!(!past.contains(&id));
                     let entry = told.entry(content).or_insert((id, 0));
                     prop_assert_eq!(entry.0, id);
@@ -258,7 +292,7 @@ mod tests {
     fn memory_goes_back_when_the_kernel_forgets() {
         let inodes = Inodes::new();
         let ids: Vec<_> =
-            (0..50_000).map(|i| (inodes.remember(file(&i.to_string(), false)), 1)).collect();
+            (0..50_000).map(|i| (inodes.remember(file(&i.to_string(), false), None), 1)).collect();
         inodes.forget(ids);
         let table = inodes.table.lock();
         assert!(table.by_id.capacity() <= 2 * SHRINK_MIN);

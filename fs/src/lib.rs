@@ -2,6 +2,7 @@
 //! and the kernel's FUSE device as their transport. Names in the root come from whoever implements
 //! [`roots::Roots`]; nothing here knows of Nix, or of how a store is reached.
 
+mod ahead;
 mod attributes;
 mod directories;
 pub mod errno;

@@ -15,7 +15,7 @@ use crate::{
     directories::Loaded,
     errno::FsError,
     file_system::{CairnFs, FOREVER, directory_inode},
-    inodes::{Inode, NodeId, Place, ROOT},
+    inodes::{Inode, NodeId, Place, ROOT, Seen},
 };
 
 /// The offset behind `.`.
@@ -69,6 +69,8 @@ struct Listed<'a> {
     kind: u32,
     /// `None` if the kernel is to ask when it wants to know more.
     inode: Option<Inode>,
+    /// Its place among the entries of a directory. The root's have none.
+    seen: Option<Seen>,
     timeout: Duration,
 }
 
@@ -120,7 +122,15 @@ impl CairnFs {
             [(&b"."[..], BEHIND_DOT, attributes::ino(&inode)), (b"..", BEHIND_DOTS, parent_ino)];
         for (name, behind, ino) in dots {
             let kind = u32::from(libc::DT_DIR);
-            let dot = Listed { name, offset: behind, ino, kind, inode: None, timeout: FOREVER };
+            let dot = Listed {
+                name,
+                offset: behind,
+                ino,
+                kind,
+                inode: None,
+                seen: None,
+                timeout: FOREVER,
+            };
             if offset < behind && !self.add(reply, dot)? {
                 return Ok(());
             }
@@ -153,7 +163,9 @@ impl CairnFs {
                 Node::File { .. } | Node::Symlink { .. } => None,
             };
             let behind = BEHIND_DOTS + (skipped + index) as u64 + 1;
+            let seen = Seen { parent: id, index: skipped + index };
             let listed = listed((id, place.ino), name, node, child, behind, FOREVER);
+            let listed = Listed { seen: Some(seen), ..listed };
             if !self.add(reply, listed)? {
                 break;
             }
@@ -261,7 +273,10 @@ impl CairnFs {
         match reply {
             Reply::Names(add) => Ok(add(entry)? > 0),
             Reply::Entries(add) => {
-                let known = match listed.inode.map(|inode| self.entry(inode, listed.timeout)) {
+                let known = match listed
+                    .inode
+                    .map(|inode| self.entry(inode, listed.seen, listed.timeout))
+                {
                     Some(Ok(known)) => known,
                     // Entry number 0 makes the kernel ask by name, and fail there.
                     Some(Err(_)) | None => Entry::default(),
@@ -300,7 +315,7 @@ fn listed<'a>(
         }
         _ => Inode::of_content(node),
     };
-    Listed { name: name.as_ref(), offset, ino, kind: u32::from(kind), inode, timeout }
+    Listed { name: name.as_ref(), offset, ino, kind: u32::from(kind), inode, seen: None, timeout }
 }
 
 #[cfg(test)]

@@ -1,14 +1,24 @@
 //! The bytes of files: from the service at once where it has them at hand, else in windows that
 //! are fetched once for all who wait, read ahead of a sequential reader, and kept for a while.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use cairn_castore::{BlobService, ByteRange, Digest, blob_service::BlobServiceExt as _};
+use cairn_castore::{
+    BlobError, BlobService, ByteRange, Digest,
+    blob_service::{BlobServiceExt as _, SMALL_BLOB_MAX},
+};
 use parking_lot::Mutex;
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
-    sync::{Cache, DefaultLifecycle},
+    sync::{Cache, DefaultLifecycle, GuardResult},
 };
 use tokio::task::JoinSet;
 
@@ -43,6 +53,8 @@ pub(crate) struct Reads {
     blobs: Arc<dyn BlobService>,
     windows: Arc<Cache<Window, Bytes, ByLength>>,
     ahead: Mutex<JoinSet<()>>,
+    /// Whether the last read had to be waited for.
+    slow: AtomicBool,
 }
 
 impl Reads {
@@ -55,7 +67,7 @@ impl Reads {
             .expect("all that is needed is given");
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         let windows = Arc::new(Cache::with_options(options, ByLength, hasher, lifecycle));
-        Self { blobs, windows, ahead: Mutex::new(JoinSet::new()) }
+        Self { blobs, windows, ahead: Mutex::default(), slow: AtomicBool::new(false) }
     }
 
     /// Bytes of a blob from `range.offset`, which is before its end: at least one and at most
@@ -67,7 +79,9 @@ impl Reads {
         range: ByteRange,
         waiter: &Waiter,
     ) -> Result<Bytes, FsError> {
-        let mut piece = match self.blobs.read_local(digest, range) {
+        let local = self.blobs.read_local(digest, range);
+        self.slow.store(local.is_none(), Ordering::Relaxed);
+        let mut piece = match local {
             Some(piece) => piece?,
             None => self.in_window(digest, size, range, waiter)?,
         };
@@ -76,6 +90,52 @@ impl Reads {
         }
         piece.truncate(usize::try_from(range.length).unwrap_or(usize::MAX));
         Ok(piece)
+    }
+
+    /// Whether reads have to be waited for.
+    pub(crate) fn are_slow(&self) -> bool {
+        self.slow.load(Ordering::Relaxed)
+    }
+
+    /// A small blob, if it is at hand.
+    pub(crate) fn local(&self, digest: &Digest) -> Option<Result<Bytes, BlobError>> {
+        self.blobs.read_local(digest, ByteRange::ALL)
+    }
+
+    /// Fetches small blobs of these sizes together, for all who wait for one of them. `None` for
+    /// what is there already, is on its way, or can't be had: whoever needs it asks for it.
+    pub(crate) async fn fetch_many(
+        &self,
+        wanted: &[(Digest, u64)],
+    ) -> Result<Vec<Option<Bytes>>, BlobError> {
+        let mut contents = vec![None; wanted.len()];
+        let (mut digests, mut places) = (Vec::new(), Vec::new());
+        for (at, (digest, _)) in wanted.iter().enumerate() {
+            let now = Some(Duration::ZERO);
+            if let GuardResult::Guard(guard) = self.windows.get_value_or_guard(&(*digest, 0), now) {
+                digests.push(*digest);
+                places.push((at, guard));
+            }
+        }
+        if digests.is_empty() {
+            return Ok(contents);
+        }
+        let blobs = self.blobs.read_many(&digests).await?;
+        for ((at, guard), bytes) in places.into_iter().zip(blobs) {
+            let Some(bytes) = bytes.filter(|bytes| bytes.len() as u64 == wanted[at].1) else {
+                continue;
+            };
+            let bytes = Bytes::copy_from_slice(&bytes);
+            // Whoever waits has it even if there was no room for it.
+            let _ = guard.insert(bytes.clone());
+            contents[at] = Some(bytes);
+        }
+        Ok(contents)
+    }
+
+    /// A small blob will not be asked for again soon.
+    pub(crate) fn release(&self, digest: &Digest) {
+        self.windows.remove(&(*digest, 0));
     }
 
     fn in_window(
@@ -136,7 +196,11 @@ async fn fetch(
     let fetched = async {
         let range = ByteRange { offset: index * WINDOW_BYTES, length: WINDOW_BYTES };
         let expected = range.within(size);
-        let bytes = blobs.read_to_bytes(digest, range).await?;
+        let bytes = if size <= SMALL_BLOB_MAX as u64 {
+            small(blobs, digest).await?
+        } else {
+            blobs.read_to_bytes(digest, range).await?
+        };
         if (bytes.len() as u64) < expected.end - expected.start {
             let end = expected.start + bytes.len() as u64;
             return Err(FsError::ShortBlob { digest: *digest, end, size });
@@ -145,6 +209,19 @@ async fn fetch(
         Ok(Bytes::copy_from_slice(&bytes))
     };
     windows.get_or_insert_async(&(*digest, index), fetched).await
+}
+
+/// A blob that should be a small one, in one round trip.
+async fn small(blobs: &dyn BlobService, digest: &Digest) -> Result<Bytes, BlobError> {
+    match blobs.read_many(std::slice::from_ref(digest)).await {
+        Ok(found) => found.into_iter().next().flatten().ok_or(BlobError::NotFound(*digest)),
+        // Its directory says another size than it has.
+        Err(BlobError::TooLarge { .. }) => {
+            let range = ByteRange { offset: 0, length: WINDOW_BYTES };
+            blobs.read_to_bytes(digest, range).await
+        }
+        Err(error) => Err(error),
+    }
 }
 
 impl fmt::Debug for Reads {

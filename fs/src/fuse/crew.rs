@@ -3,7 +3,8 @@
 //! here.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, IoSlice},
     os::fd::{AsRawFd as _, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -15,7 +16,7 @@ use std::{
 };
 
 use fuse_backend_rs::{
-    abi::fuse_abi::{InHeader, Opcode, OutHeader},
+    abi::fuse_abi::{InHeader, NotifyOpcode, NotifyStoreOut, Opcode, OutHeader},
     api::server::{MAX_BUFFER_SIZE, Server},
     transport::{FuseBuf, FuseDevWriter, Reader, Writer},
 };
@@ -27,7 +28,7 @@ use rustix::{
 use tokio::sync::watch;
 
 use super::interrupts::{self, Interrupts, Serving};
-use crate::file_system::CairnFs;
+use crate::{file_system::CairnFs, inodes::NodeId};
 
 /// The most bytes of a file or listing that one request asks for.
 pub(crate) const PAYLOAD_BYTES: usize = MAX_BUFFER_SIZE as usize;
@@ -45,6 +46,8 @@ pub(crate) struct Crew {
     /// How many threads there are at most.
     threads_max: usize,
     requests: AtomicU64,
+    /// How many files' contents the kernel was given unasked.
+    stored: AtomicU64,
     interrupts: Interrupts,
     state: Mutex<State>,
     changed: Condvar,
@@ -76,13 +79,19 @@ impl Crew {
             idle_max,
             threads_max: threads_max.max(idle_max),
             requests: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
             interrupts: Interrupts::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             ended: watch::Sender::new(false),
         });
         let weak: Weak<Self> = Arc::downgrade(&crew);
+        let ahead = weak.clone();
         fs.waiter.before_wait(move || weak.upgrade()?.keep_one_idle().then(interrupts::given_up));
+        fs.ahead.store_by(move |id, bytes| match ahead.upgrade() {
+            Some(crew) => crew.store(id, bytes),
+            None => Err(Errno::NODEV.into()),
+        });
         crew
     }
 
@@ -101,6 +110,11 @@ impl Crew {
     /// How many requests have come.
     pub(crate) fn request_count(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many files' contents the kernel was given unasked.
+    pub(crate) fn stored_count(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
     }
 
     /// Whether the kernel's first request was answered.
@@ -226,6 +240,24 @@ impl Crew {
             self.state.lock().answering = true;
             self.changed.notify_all();
         }
+    }
+
+    /// Gives the kernel the whole contents of a file that it knows, which it then need not ask for.
+    /// Waits for the answer if it is asking for them now.
+    fn store(&self, id: NodeId, bytes: &[u8]) -> io::Result<()> {
+        let length = size_of::<OutHeader>() + size_of::<NotifyStoreOut>() + bytes.len();
+        let too_long = |_| io::Error::from(Errno::OVERFLOW);
+        let mut head = Vec::with_capacity(size_of::<OutHeader>() + size_of::<NotifyStoreOut>());
+        head.extend_from_slice(&u32::try_from(length).map_err(too_long)?.to_ne_bytes());
+        head.extend_from_slice(&(NotifyOpcode::Store as i32).to_ne_bytes());
+        head.extend_from_slice(&0_u64.to_ne_bytes());
+        head.extend_from_slice(&id.to_ne_bytes());
+        head.extend_from_slice(&0_u64.to_ne_bytes());
+        head.extend_from_slice(&u32::try_from(bytes.len()).map_err(too_long)?.to_ne_bytes());
+        head.extend_from_slice(&0_u32.to_ne_bytes());
+        rustix::io::writev(&self.device, &[IoSlice::new(&head), IoSlice::new(bytes)])?;
+        self.stored.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// A signal has reached whoever made a request. One that no thread has begun to answer yet is

@@ -5,6 +5,7 @@
 
 mod failures;
 mod fixture;
+mod in_order;
 mod lifecycle;
 mod listings;
 mod requests;

@@ -1,0 +1,306 @@
+//! Who reads a directory's files in order, and which files come next.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use cairn_castore::{Digest, Name, Node, blob_service::SMALL_BLOB_MAX};
+
+use crate::inodes::NodeId;
+
+/// How many directories are observed, those that were read in last.
+const WALKS_MAX: usize = 64;
+
+/// How many files the first batch has at most; each further one has twice as many.
+const FIRST_FILES: usize = 32;
+
+/// How many files a batch has at most.
+const BATCH_FILES: usize = 256;
+
+/// How many bytes the files of a batch have together at most.
+const BATCH_BYTES: u64 = 1024 * 1024;
+
+/// How many bytes those of a first batch have at most.
+const FIRST_BYTES: u64 = 256 * 1024;
+
+/// How many files may be left out by one who reads in order.
+const LEFT_OUT_MAX: usize = 1;
+
+/// How many entries are looked through for files at a time.
+const SCAN_ENTRIES: usize = 4096;
+
+/// How many entries may come before the first file of a directory, or between two that are read,
+/// if that is to be taken for order.
+const GAP_ENTRIES: usize = 256;
+
+/// Files that come next.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// In the order of their names.
+    pub(crate) files: Vec<File>,
+    reader: Arc<AtomicUsize>,
+}
+
+/// A small file that is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct File {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) executable: bool,
+    /// The kernel must go on asking for this one, which tells that the next batch is due.
+    pub(crate) is_marker: bool,
+    /// Its number among the directory's entries.
+    index: usize,
+}
+
+impl Batch {
+    /// Whether the reader has not come past this file by now.
+    pub(crate) fn wants(&self, file: &File) -> bool {
+        file.index > self.reader.load(Ordering::Relaxed)
+    }
+}
+
+/// The directories in which small files were read lately.
+#[derive(Debug, Default)]
+pub(crate) struct Walks {
+    /// The last one first.
+    recent: VecDeque<(NodeId, Walk)>,
+}
+
+#[derive(Debug)]
+struct Walk {
+    /// The entry that was read last.
+    reader: Arc<AtomicUsize>,
+    /// Where the last batch ends, or the place behind the entry that was read last.
+    end: usize,
+    /// The entry that makes the next batch due.
+    marker: Option<usize>,
+    /// How many files the last batch could have; 0 if there was none.
+    files: usize,
+}
+
+impl Walk {
+    fn new(index: usize) -> Self {
+        Self { reader: Arc::new(AtomicUsize::new(index)), end: index + 1, marker: None, files: 0 }
+    }
+}
+
+impl Walks {
+    /// Whether reading this entry may be part of a reading in order; [`step`](Self::step) tells
+    /// for sure. Costs little, and notes that it was read.
+    pub(crate) fn may_be_in_order(&mut self, directory: NodeId, index: usize) -> bool {
+        let Some(walk) = self.walk(directory) else {
+            let may = index < GAP_ENTRIES;
+            if !may {
+                self.insert(directory, Walk::new(index));
+            }
+            return may;
+        };
+        walk.reader.store(index, Ordering::Relaxed);
+        if walk.marker == Some(index) {
+            return true;
+        }
+        if index < walk.end {
+            return false;
+        }
+        let may = index - walk.end <= GAP_ENTRIES;
+        if !may {
+            *walk = Walk::new(index);
+        }
+        may
+    }
+
+    /// What comes next if the directory is read in order and the last batch is coming to its end.
+    pub(crate) fn step(
+        &mut self,
+        directory: NodeId,
+        index: usize,
+        entries: &[(Name, Node)],
+    ) -> Option<Batch> {
+        let left_out = |from: usize| {
+            let between = entries.get(from..index).unwrap_or(&[]);
+            between.iter().filter(|(_, node)| small_file(node).is_some()).count()
+        };
+        if self.walk(directory).is_none() {
+            let mut walk = Walk::new(index);
+            let batch = (left_out(0) == 0).then(|| walk.next(index + 1, entries));
+            self.insert(directory, walk);
+            return batch.filter(|batch| !batch.files.is_empty());
+        }
+        let walk = self.walk(directory).expect("it is there");
+        let from = if walk.marker == Some(index) {
+            walk.end
+        } else if index < walk.end {
+            return None;
+        } else if left_out(walk.end) <= LEFT_OUT_MAX {
+            index + 1
+        } else {
+            *walk = Walk::new(index);
+            return None;
+        };
+        let batch = walk.next(from, entries);
+        (!batch.files.is_empty()).then_some(batch)
+    }
+
+    fn walk(&mut self, directory: NodeId) -> Option<&mut Walk> {
+        let at = self.recent.iter().position(|(id, _)| *id == directory)?;
+        if at > 0 {
+            let walk = self.recent.remove(at).expect("it was found there");
+            self.recent.push_front(walk);
+        }
+        self.recent.front_mut().map(|(_, walk)| walk)
+    }
+
+    fn insert(&mut self, directory: NodeId, walk: Walk) {
+        self.recent.truncate(WALKS_MAX - 1);
+        self.recent.push_front((directory, walk));
+    }
+}
+
+impl Walk {
+    /// The files of the next batch, from an entry on.
+    fn next(&mut self, from: usize, entries: &[(Name, Node)]) -> Batch {
+        let bytes_max = if self.files == 0 { FIRST_BYTES } else { BATCH_BYTES };
+        self.files = (self.files * 2).clamp(FIRST_FILES, BATCH_FILES);
+        let scanned = entries.len().min(from.saturating_add(SCAN_ENTRIES));
+        self.end = scanned;
+        let (mut files, mut bytes) = (Vec::new(), 0);
+        for (at, (_, node)) in entries.iter().enumerate().take(scanned).skip(from) {
+            let Some(file) = small_file(node) else { continue };
+            bytes += file.size;
+            if files.len() == self.files || bytes > bytes_max {
+                self.end = at;
+                break;
+            }
+            files.push(File { index: at, ..file });
+        }
+        let middle = files.len() / 2;
+        let marker = files.get_mut(middle).filter(|_| self.end < entries.len());
+        self.marker = marker.map(|file| {
+            file.is_marker = true;
+            file.index
+        });
+        Batch { files, reader: self.reader.clone() }
+    }
+}
+
+/// The file of an entry, if it is one that is read ahead.
+fn small_file(node: &Node) -> Option<File> {
+    match *node {
+        Node::File { digest, size, executable } if (1..=SMALL_BLOB_MAX as u64).contains(&size) => {
+            Some(File { digest, size, executable, is_marker: false, index: 0 })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIRECTORY: NodeId = 7;
+
+    fn files(sizes: impl IntoIterator<Item = u64>) -> Vec<(Name, Node)> {
+        let file = |(index, size)| {
+            let name = format!("{index:06}");
+            let digest = Digest::of(name.as_bytes());
+            let node = Node::File { digest, size, executable: false };
+            (Name::try_from(name.as_str()).unwrap(), node)
+        };
+        sizes.into_iter().enumerate().map(file).collect()
+    }
+
+    impl Walks {
+        /// The entries of the batch that a read leads to, and its marker.
+        fn read(&mut self, index: usize, entries: &[(Name, Node)]) -> (Vec<usize>, Option<usize>) {
+            if !self.may_be_in_order(DIRECTORY, index) {
+                return (Vec::new(), None);
+            }
+            let Some(batch) = self.step(DIRECTORY, index, entries) else {
+                return (Vec::new(), None);
+            };
+            let marker = batch.files.iter().find(|file| file.is_marker);
+            let marker = marker.map(|file| file.index);
+            (batch.files.iter().map(|file| file.index).collect(), marker)
+        }
+    }
+
+    #[test]
+    fn the_first_file_brings_a_small_directory() {
+        let entries = files([0, 10, 10, 0, 1 << 30, 10]);
+        assert_eq!(Walks::default().read(1, &entries), (vec![2, 5], None));
+    }
+
+    #[test]
+    fn batches_grow_and_the_next_one_is_due_in_the_middle() {
+        let entries = files(vec![1; 1000]);
+        let mut walks = Walks::default();
+        assert_eq!(walks.read(0, &entries), ((1..33).collect(), Some(17)));
+        for index in 1..17 {
+            assert_eq!(walks.read(index, &entries), (vec![], None), "{index}");
+        }
+        assert_eq!(walks.read(17, &entries), ((33..97).collect(), Some(65)));
+        assert_eq!(walks.read(65, &entries), ((97..225).collect(), Some(161)));
+        assert_eq!(walks.read(161, &entries), ((225..481).collect(), Some(353)));
+        assert_eq!(walks.read(353, &entries), ((481..737).collect(), Some(609)));
+        assert_eq!(walks.read(609, &entries), ((737..993).collect(), Some(865)));
+        assert_eq!(walks.read(865, &entries), ((993..1000).collect(), None));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_bytes() {
+        let entries = files(vec![100 * 1024; 100]);
+        let mut walks = Walks::default();
+        assert_eq!(walks.read(0, &entries), ((1..3).collect(), Some(2)));
+        assert_eq!(walks.read(2, &entries), ((3..13).collect(), Some(8)));
+    }
+
+    #[test]
+    fn who_reads_here_and_there_gets_nothing() {
+        let entries = files(vec![1; 1000]);
+        let mut walks = Walks::default();
+        for index in [5, 300, 20, 998, 500, 498, 3] {
+            assert_eq!(walks.read(index, &entries), (vec![], None), "{index}");
+        }
+    }
+
+    #[test]
+    fn order_is_found_in_the_middle_of_a_directory_and_after_a_jump() {
+        let entries = files(vec![1; 1000]);
+        let mut walks = Walks::default();
+        assert_eq!(walks.read(500, &entries), (vec![], None));
+        assert_eq!(walks.read(501, &entries).0, (502..534).collect::<Vec<_>>());
+        assert_eq!(walks.read(900, &entries), (vec![], None));
+        // One may be left out.
+        assert_eq!(walks.read(902, &entries).0, (903..935).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_the_reader_has_passed_is_not_wanted() {
+        let entries = files(vec![1; 1000]);
+        let mut walks = Walks::default();
+        assert!(walks.may_be_in_order(DIRECTORY, 0));
+        let batch = walks.step(DIRECTORY, 0, &entries).unwrap();
+        assert!(batch.files.iter().all(|file| batch.wants(file)));
+        assert!(!walks.may_be_in_order(DIRECTORY, 2));
+        let wanted = batch.files.iter().filter(|file| batch.wants(file));
+        assert_eq!(wanted.map(|file| file.index).next(), Some(3));
+    }
+
+    #[test]
+    fn few_directories_are_observed() {
+        let entries = files(vec![1; 1000]);
+        let mut walks = Walks::default();
+        for directory in 0..1000 {
+            assert!(walks.may_be_in_order(directory, 0));
+            walks.step(directory, 0, &entries).unwrap();
+            assert!(walks.recent.len() <= WALKS_MAX);
+        }
+        assert!(!walks.may_be_in_order(999, 1), "the last one is known");
+        assert!(walks.may_be_in_order(0, 1), "the first one is not");
+    }
+}
