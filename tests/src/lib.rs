@@ -9,6 +9,7 @@ pub mod history;
 pub mod kill;
 pub mod linux;
 pub mod measure;
+pub mod model;
 pub mod nix;
 pub mod peer;
 pub mod process;

@@ -8,6 +8,7 @@ mod full_disk;
 mod kills;
 mod lying_peers;
 mod main_job;
+mod model;
 mod mounting;
 mod real_tree;
 mod refusals;
