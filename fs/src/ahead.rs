@@ -1,7 +1,9 @@
 //! Contents ahead of need: whoever reads a directory's files in order, as `tar`, `cp -r` and
 //! `grep -r` do, finds the small files that come next in the kernel's memory, and the server has
-//! fetched them together. When that is worth while is in `ahead/walks`.
+//! fetched them together. When that is worth while is in `ahead/walks`, and which directories come
+//! next in `ahead/courses`.
 
+mod courses;
 mod walks;
 
 use std::{
@@ -14,12 +16,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_castore::blob_service::SMALL_BLOB_MAX;
+use cairn_castore::{Digest, Directory, blob_service::SMALL_BLOB_MAX};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::timeout};
 
-use self::walks::{Batch, File, Walks};
+use self::{
+    courses::{Courses, Extension, Way},
+    walks::{BATCH_BYTES, Batch, File, Step, Walks, first_files},
+};
 use crate::{
+    directories::Directories,
     file_system::CairnFs,
     inodes::{Inode, Inodes, NodeId, Seen},
     reads::Reads,
@@ -50,7 +56,9 @@ pub(crate) struct Ahead {
 }
 
 struct Shared {
+    courses: Mutex<Courses>,
     inodes: Arc<Inodes>,
+    directories: Arc<Directories>,
     reads: Arc<Reads>,
     waiter: Arc<Waiter>,
     store: OnceLock<Store>,
@@ -65,9 +73,21 @@ enum Job {
 }
 
 impl Ahead {
-    pub(crate) fn new(inodes: Arc<Inodes>, reads: Arc<Reads>, waiter: Arc<Waiter>) -> Self {
-        let fetches = Arc::new(Semaphore::new(FETCHES_MAX));
-        let shared = Shared { inodes, reads, waiter, store: OnceLock::new(), fetches };
+    pub(crate) fn new(
+        inodes: Arc<Inodes>,
+        directories: Arc<Directories>,
+        reads: Arc<Reads>,
+        waiter: Arc<Waiter>,
+    ) -> Self {
+        let shared = Shared {
+            courses: Mutex::default(),
+            inodes,
+            directories,
+            reads,
+            waiter,
+            store: OnceLock::new(),
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+        };
         Self { walks: Mutex::default(), shared: Arc::new(shared), jobs: OnceLock::new() }
     }
 
@@ -103,6 +123,26 @@ pub(crate) fn is_small(inode: &Inode) -> bool {
     matches!(inode, Inode::File { size, .. } if (1..=SMALL_BLOB_MAX as u64).contains(size))
 }
 
+/// Files of several directories, in order, in as few parts as they may be fetched in.
+fn batches(directories: Vec<Vec<(Digest, u64)>>) -> Vec<Vec<(Digest, u64)>> {
+    let mut batches: Vec<Vec<(Digest, u64)>> = Vec::new();
+    let mut bytes = 0;
+    for files in directories {
+        let more: u64 = files.iter().map(|(_, size)| size).sum();
+        match batches.last_mut() {
+            Some(last) if bytes + more <= BATCH_BYTES => {
+                bytes += more;
+                last.extend(files);
+            }
+            _ => {
+                bytes = more;
+                batches.push(files);
+            }
+        }
+    }
+    batches
+}
+
 impl CairnFs {
     /// A small file is being read from its start: sees to those that come behind it in its
     /// directory.
@@ -119,10 +159,18 @@ impl CairnFs {
             // Was forgotten in the meantime, or fails: not worth waiting for.
             Some(Err(_)) | None => return,
         };
-        let batch = ahead.walks.lock().step(parent, index, loaded.directory.entries());
-        let Some((batch, jobs)) = batch.zip(ahead.jobs()) else { return };
-        // A thread that is far behind would only repeat what readers have done themselves.
-        let _ = jobs.try_send(Job::Read(batch, jobs.clone()));
+        let step = ahead.walks.lock().step(parent, index, loaded.directory.entries());
+        let Step { begins, batch } = step;
+        if let Some((batch, jobs)) = batch.zip(ahead.jobs()) {
+            // A thread that is far behind would only repeat what readers have done themselves.
+            let _ = jobs.try_send(Job::Read(batch, jobs.clone()));
+        }
+        if begins && self.reads.are_slow() {
+            let extension = ahead.shared.courses.lock().begin(&place.digest);
+            if let Some(extension) = extension {
+                ahead.shared.extend(Way::to(place, &self.inodes), extension);
+            }
+        }
     }
 }
 
@@ -133,8 +181,11 @@ impl Shared {
                 Job::Read(batch, jobs) => self.read(batch, jobs),
                 Job::Store(batch, contents) => {
                     for (file, bytes) in batch.files.iter().zip(contents) {
-                        if let (Some(id), Some(bytes)) = (self.taker(&batch, file), bytes) {
-                            self.store(id, file, &bytes);
+                        match (self.taker(&batch, file), bytes) {
+                            (Some(id), Some(bytes)) => self.store(id, file, &bytes),
+                            // The kernel has it, if it has asked for it.
+                            _ if !batch.wants(file) => self.reads.release(&file.digest),
+                            _ => {}
                         }
                     }
                 }
@@ -164,7 +215,7 @@ impl Shared {
         let shared = self.clone();
         self.waiter.runtime().spawn(async move {
             let wanted: Vec<_> = batch.files.iter().map(|file| (file.digest, file.size)).collect();
-            let fetched = shared.reads.fetch_many(&wanted);
+            let fetched = shared.reads.fetch_many(&wanted, |at| batch.wants(&batch.files[at]));
             match timeout(shared.waiter.deadline() / PATIENCE, fetched).await {
                 Ok(Ok(contents)) => {
                     let _ = jobs.try_send(Job::Store(batch, contents));
@@ -173,6 +224,40 @@ impl Shared {
                 Err(_) => tracing::debug!("reading ahead took too long"),
             }
             drop(permit);
+        });
+    }
+
+    /// Finds out which directories come next, and fetches their first files.
+    fn extend(self: &Arc<Self>, way: Way, extension: Extension) {
+        let shared = self.clone();
+        self.waiter.runtime().spawn(async move {
+            let has_files = |directory: &Directory| !first_files(directory.entries()).is_empty();
+            let next = way.next(&shared.directories, extension.wanted(), has_files);
+            let next = match timeout(shared.waiter.deadline() / PATIENCE, next).await {
+                Ok(Ok(next)) => next,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "looking for the next directories failed");
+                    Vec::new()
+                }
+                Err(_) => Vec::new(),
+            };
+            let digests = next.iter().map(|(digest, _)| *digest).collect();
+            let due = shared.courses.lock().extended(&extension, digests);
+            let due = next.into_iter().filter(|(digest, _)| due.contains(digest));
+            let wanted = due.map(|(_, loaded)| first_files(loaded.directory.entries())).collect();
+            let fetches = batches(wanted).into_iter().map(|files| {
+                let shared = shared.clone();
+                async move {
+                    let Ok(_permit) = shared.fetches.acquire().await else { return };
+                    let fetched = shared.reads.fetch_many(&files, |_| true);
+                    match timeout(shared.waiter.deadline() / PATIENCE, fetched).await {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(error)) => tracing::debug!(%error, "reading ahead failed"),
+                        Err(_) => tracing::debug!("reading ahead took too long"),
+                    }
+                }
+            });
+            futures::future::join_all(fetches).await;
         });
     }
 

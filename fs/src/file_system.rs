@@ -113,11 +113,11 @@ pub struct CairnFs {
     pub(crate) services: Services,
     pub(crate) options: FileSystemOptions,
     pub(crate) waiter: Arc<Waiter>,
-    pub(crate) directories: Directories,
+    pub(crate) directories: Arc<Directories>,
     pub(crate) cursors: Cursors,
     pub(crate) ahead: Ahead,
-    inodes: Arc<Inodes>,
-    reads: Arc<Reads>,
+    pub(crate) inodes: Arc<Inodes>,
+    pub(crate) reads: Arc<Reads>,
     names: RootNames,
     space: RecentSpace,
     failures: Failures,
@@ -134,11 +134,12 @@ impl CairnFs {
     pub fn new(services: Services, options: FileSystemOptions, runtime: Handle) -> Self {
         let waiter = Arc::new(Waiter::new(runtime, options.deadline));
         let inodes = Arc::new(Inodes::new());
+        let directories = Arc::new(Directories::new(services.directories.clone()));
         let reads = Arc::new(Reads::new(services.blobs.clone()));
         Self {
-            directories: Directories::new(services.directories.clone()),
+            ahead: Ahead::new(inodes.clone(), directories.clone(), reads.clone(), waiter.clone()),
+            directories,
             cursors: Cursors::new(),
-            ahead: Ahead::new(inodes.clone(), reads.clone(), waiter.clone()),
             waiter,
             inodes,
             reads,

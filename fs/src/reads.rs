@@ -103,18 +103,23 @@ impl Reads {
     }
 
     /// Fetches small blobs of these sizes together, for all who wait for one of them. `None` for
-    /// what is there already, is on its way, or can't be had: whoever needs it asks for it.
+    /// what is on its way, or can't be had: whoever needs it asks for it. Those that `is_wanted`
+    /// no more by their number, now that it comes to it, are left out.
     pub(crate) async fn fetch_many(
         &self,
         wanted: &[(Digest, u64)],
+        is_wanted: impl Fn(usize) -> bool,
     ) -> Result<Vec<Option<Bytes>>, BlobError> {
         let mut contents = vec![None; wanted.len()];
         let (mut digests, mut places) = (Vec::new(), Vec::new());
-        for (at, (digest, _)) in wanted.iter().enumerate() {
-            let now = Some(Duration::ZERO);
-            if let GuardResult::Guard(guard) = self.windows.get_value_or_guard(&(*digest, 0), now) {
-                digests.push(*digest);
-                places.push((at, guard));
+        for (at, (digest, _)) in wanted.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
+            match self.windows.get_value_or_guard(&(*digest, 0), Some(Duration::ZERO)) {
+                GuardResult::Value(bytes) => contents[at] = Some(bytes),
+                GuardResult::Guard(guard) => {
+                    digests.push(*digest);
+                    places.push((at, guard));
+                }
+                GuardResult::Timeout => {}
             }
         }
         if digests.is_empty() {
@@ -157,6 +162,10 @@ impl Reads {
             Some(window) => window,
             None => waiter.wait(fetch(&*self.blobs, &self.windows, digest, size, index))?,
         };
+        if range.within(size) == (0..size) {
+            // The kernel keeps what it was told.
+            self.windows.remove(&(*digest, index));
+        }
         let start = usize::try_from(range.offset % WINDOW_BYTES).expect("less than a window");
         Ok(window.slice(start.min(window.len())..))
     }

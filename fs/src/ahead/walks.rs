@@ -22,7 +22,7 @@ const FIRST_FILES: usize = 32;
 const BATCH_FILES: usize = 256;
 
 /// How many bytes the files of a batch have together at most.
-const BATCH_BYTES: u64 = 1024 * 1024;
+pub(crate) const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// How many bytes those of a first batch have at most.
 const FIRST_BYTES: u64 = 256 * 1024;
@@ -36,6 +36,15 @@ const SCAN_ENTRIES: usize = 4096;
 /// How many entries may come before the first file of a directory, or between two that are read,
 /// if that is to be taken for order.
 const GAP_ENTRIES: usize = 256;
+
+/// What a read of a small file leads to.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// Whether it is the first one that is read of its directory, and the first in it.
+    pub(crate) begins: bool,
+    /// What comes next, if it is time to fetch it.
+    pub(crate) batch: Option<Batch>,
+}
 
 /// Files that come next.
 #[derive(Debug)]
@@ -120,30 +129,31 @@ impl Walks {
         directory: NodeId,
         index: usize,
         entries: &[(Name, Node)],
-    ) -> Option<Batch> {
+    ) -> Step {
         let left_out = |from: usize| {
             let between = entries.get(from..index).unwrap_or(&[]);
             between.iter().filter(|(_, node)| small_file(node).is_some()).count()
         };
         if self.walk(directory).is_none() {
             let mut walk = Walk::new(index);
-            let batch = (left_out(0) == 0).then(|| walk.next(index + 1, entries));
+            let begins = left_out(0) == 0;
+            let batch = begins.then(|| walk.next(index + 1, entries)).flatten();
             self.insert(directory, walk);
-            return batch.filter(|batch| !batch.files.is_empty());
+            return Step { begins, batch };
         }
         let walk = self.walk(directory).expect("it is there");
         let from = if walk.marker == Some(index) {
-            walk.end
+            Some(walk.end)
         } else if index < walk.end {
-            return None;
+            None
         } else if left_out(walk.end) <= LEFT_OUT_MAX {
-            index + 1
+            Some(index + 1)
         } else {
             *walk = Walk::new(index);
-            return None;
+            None
         };
-        let batch = walk.next(from, entries);
-        (!batch.files.is_empty()).then_some(batch)
+        let batch = from.and_then(|from| walk.next(from, entries));
+        Step { begins: false, batch }
     }
 
     fn walk(&mut self, directory: NodeId) -> Option<&mut Walk> {
@@ -162,8 +172,8 @@ impl Walks {
 }
 
 impl Walk {
-    /// The files of the next batch, from an entry on.
-    fn next(&mut self, from: usize, entries: &[(Name, Node)]) -> Batch {
+    /// The files of the next batch, from an entry on. `None` if there are none.
+    fn next(&mut self, from: usize, entries: &[(Name, Node)]) -> Option<Batch> {
         let bytes_max = if self.files == 0 { FIRST_BYTES } else { BATCH_BYTES };
         self.files = (self.files * 2).clamp(FIRST_FILES, BATCH_FILES);
         let scanned = entries.len().min(from.saturating_add(SCAN_ENTRIES));
@@ -184,8 +194,23 @@ impl Walk {
             file.is_marker = true;
             file.index
         });
-        Batch { files, reader: self.reader.clone() }
+        (!files.is_empty()).then(|| Batch { files, reader: self.reader.clone() })
     }
+}
+
+/// The files with which a directory begins, and their sizes: the one that begins it, and its first
+/// batch.
+pub(crate) fn first_files(entries: &[(Name, Node)]) -> Vec<(Digest, u64)> {
+    let small = entries.iter().take(SCAN_ENTRIES).filter_map(|(_, node)| small_file(node));
+    let mut bytes = 0;
+    small
+        .take(FIRST_FILES + 1)
+        .take_while(|file| {
+            bytes += file.size;
+            bytes <= FIRST_BYTES
+        })
+        .map(|file| (file.digest, file.size))
+        .collect()
 }
 
 /// The file of an entry, if it is one that is read ahead.
@@ -220,7 +245,7 @@ mod tests {
             if !self.may_be_in_order(DIRECTORY, index) {
                 return (Vec::new(), None);
             }
-            let Some(batch) = self.step(DIRECTORY, index, entries) else {
+            let Some(batch) = self.step(DIRECTORY, index, entries).batch else {
                 return (Vec::new(), None);
             };
             let marker = batch.files.iter().find(|file| file.is_marker);
@@ -284,7 +309,7 @@ mod tests {
         let entries = files(vec![1; 1000]);
         let mut walks = Walks::default();
         assert!(walks.may_be_in_order(DIRECTORY, 0));
-        let batch = walks.step(DIRECTORY, 0, &entries).unwrap();
+        let batch = walks.step(DIRECTORY, 0, &entries).batch.unwrap();
         assert!(batch.files.iter().all(|file| batch.wants(file)));
         assert!(!walks.may_be_in_order(DIRECTORY, 2));
         let wanted = batch.files.iter().filter(|file| batch.wants(file));
@@ -297,7 +322,7 @@ mod tests {
         let mut walks = Walks::default();
         for directory in 0..1000 {
             assert!(walks.may_be_in_order(directory, 0));
-            walks.step(directory, 0, &entries).unwrap();
+            assert!(walks.step(directory, 0, &entries).begins);
             assert!(walks.recent.len() <= WALKS_MAX);
         }
         assert!(!walks.may_be_in_order(999, 1), "the last one is known");
