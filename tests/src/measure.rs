@@ -70,9 +70,18 @@ pub fn walk(path: &Path, look: &mut impl FnMut(&Path, &fs::Metadata)) {
 
 /// The most memory that a running process has had resident, in bytes.
 pub fn peak_memory(process: &Running) -> u64 {
+    status(process, "VmHWM:")
+}
+
+/// The memory that a running process has resident, in bytes.
+pub fn memory(process: &Running) -> u64 {
+    status(process, "VmRSS:")
+}
+
+fn status(process: &Running, what: &str) -> u64 {
     let pid = process.pid().as_raw_nonzero();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 

@@ -1,0 +1,329 @@
+//! Prints what reading through a mount takes beside other file systems that show the same tree: a
+//! Markdown table with a column for each, medians of several runs, all of them in turn in each run.
+//!
+//! `cargo bench -p cairn-tests --bench mounts -- [--runs N] [--places PLACE,…] [TREE]`, with the
+//! places of [`PLACES`]; the tree is Linux 6.1 unless told. Needs root, to mount and to drop the
+//! kernel's caches, and for `erofs`, `squashfs` and `squashfuse` the programs that make and mount
+//! them.
+#![allow(clippy::unwrap_used, reason = "a benchmark that can't go on panics")]
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use cairn_tests::{
+    cairn::{Cairn, Mount, Scene, binary},
+    linux,
+    measure::{command, drop_caches, measure_tree, median, memory, peak_memory, time, walk},
+    random::Random,
+};
+
+/// How often each thing is done unless told.
+const RUNS: usize = 3;
+
+/// The bytes of the large file.
+const LARGE_BYTES: u64 = 1 << 30;
+
+/// How many reads are made at random places of it, and the bytes of each.
+const RANDOM_READS: usize = 20_000;
+const RANDOM_BYTES: usize = 4096;
+
+/// How many names that are not there are asked for.
+const MISSES: usize = 100_000;
+
+/// The places that the tree is read from, with the names to choose them by.
+const PLACES: [(Place, &str, &str); 6] = [
+    (Place::Disk, "disk", "local file system"),
+    (Place::Erofs, "erofs", "erofs"),
+    (Place::Squashfs, "squashfs", "squashfs"),
+    (Place::Squashfuse, "squashfuse", "squashfuse"),
+    (Place::Cairn, "cairn", "**cairn**, local store"),
+    (Place::Tcp, "tcp", "**cairn**, over TCP"),
+];
+
+/// What is done, in this order.
+const WORKS: [(Work, &str); 11] = [
+    (Work::Find, "`find -printf %s`, caches dropped"),
+    (Work::Tar, "`tar` of the tree, caches dropped"),
+    (Work::TarAgain, "`tar` again"),
+    (Work::Misses, "100,000 names that are not there"),
+    (Work::Readers(1), "every file, 1 reader, caches dropped"),
+    (Work::Readers(2), "every file, 2 readers, caches dropped"),
+    (Work::Readers(8), "every file, 8 readers, caches dropped"),
+    (Work::Sequential, "1 GiB file in order, caches dropped"),
+    (Work::SequentialAgain, "1 GiB file in order, again"),
+    (Work::Random, "20,000 × 4 KiB of it at random, caches dropped"),
+    (Work::RandomAgain, "the same places again"),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Disk,
+    Erofs,
+    Squashfs,
+    Squashfuse,
+    Cairn,
+    Tcp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Work {
+    Find,
+    Tar,
+    TarAgain,
+    Misses,
+    Readers(usize),
+    Sequential,
+    SequentialAgain,
+    Random,
+    RandomAgain,
+}
+
+/// What was measured, in seconds, a value for each run.
+type Results = BTreeMap<(Work, Place), Vec<f64>>;
+
+/// The most memory of the local mount's process, and what it had when the kernel had forgotten all,
+/// in bytes.
+#[derive(Default)]
+struct Memory {
+    peak: u64,
+    after: u64,
+}
+
+/// Something that is mounted by other means than cairn's.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        command("umount", [&self.0]);
+    }
+}
+
+fn main() {
+    let mut runs = RUNS;
+    let mut places: Vec<Place> = PLACES.iter().map(|(place, ..)| *place).collect();
+    let mut tree = None;
+    let mut words = env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            // Cargo passes it to every benchmark.
+            "--bench" => {}
+            "--runs" => runs = words.next().unwrap().parse().unwrap(),
+            "--places" => places = words.next().unwrap().split(',').map(place).collect(),
+            word => tree = Some(PathBuf::from(word)),
+        }
+    }
+    assert!(runs > 0, "nothing is measured by no run");
+    let tree = tree.unwrap_or_else(linux::tree).canonicalize().unwrap();
+    eprintln!("{} on {}", binary().display(), tree.display());
+
+    let scene = Scene::new();
+    let source = scene.new_folder("source");
+    command("cp", [OsStr::new("-a"), tree.as_os_str(), source.join("tree").as_os_str()]);
+    write_large(&source.join("large"));
+    let _images: Vec<_> =
+        places.iter().filter_map(|place| show_image(&scene, &source, *place)).collect();
+    let cairn = scene.cairn();
+    let path = cairn.import(&source);
+    // A store of its own: a mount of one that a daemon has open would go through the daemon.
+    let served = scene.path("served");
+    command("cp", [OsStr::new("-a"), scene.store().as_os_str(), served.as_os_str()]);
+    let daemon = Cairn::local(&served).serve("127.0.0.1:0");
+
+    let mut results = Results::new();
+    let mut own = Memory::default();
+    for run in 0..runs {
+        // New mounts each time: what a server has in its own memory is not the kernel's to drop.
+        let mut local = scene.mount(&cairn, "local");
+        let tcp = scene.mount(&daemon.client(), "tcp");
+        for &place in &places {
+            eprintln!("run {} of {runs}: {place:?}", run + 1);
+            let top = match place {
+                Place::Disk => source.clone(),
+                Place::Cairn => local.at(&path),
+                Place::Tcp => tcp.at(&path),
+                image => scene.path(&format!("{image:?}")),
+            };
+            measure(&top, run, |work, seconds| {
+                results.entry((work, place)).or_default().push(seconds);
+            });
+            if place == Place::Cairn {
+                note_memory(&mut local, &mut own);
+            }
+        }
+    }
+    print(&source, &places, runs, &results, &own);
+}
+
+fn place(name: &str) -> Place {
+    let found = PLACES.iter().find(|(_, called, _)| *called == name);
+    found.unwrap_or_else(|| panic!("{name}: not a place of this benchmark")).0
+}
+
+/// A file that can't be compressed.
+fn write_large(path: &Path) {
+    let mut random = Random::new("a large file");
+    let mut file = File::create(path).unwrap();
+    for _ in 0..LARGE_BYTES / (8 << 20) {
+        file.write_all(&random.bytes(8 << 20)).unwrap();
+    }
+}
+
+/// Makes an image of the source and mounts it, if the place is one.
+fn show_image(scene: &Scene, source: &Path, place: Place) -> Option<Mounted> {
+    let image = scene.path(&format!("{place:?}.image"));
+    let words = |words: &[&str], paths: &[&Path]| -> Vec<std::ffi::OsString> {
+        let words = words.iter().map(Into::into);
+        words.chain(paths.iter().map(|path| path.as_os_str().to_owned())).collect()
+    };
+    match place {
+        Place::Disk | Place::Cairn | Place::Tcp => return None,
+        Place::Erofs => command("mkfs.erofs", words(&["-zlz4"], &[&image, source])),
+        Place::Squashfs | Place::Squashfuse => {
+            command(
+                "mksquashfs",
+                [words(&[], &[source, &image]), words(&["-comp", "zstd"], &[])].concat(),
+            );
+        }
+    }
+    let mountpoint = scene.new_folder(&format!("{place:?}"));
+    match place {
+        Place::Erofs => {
+            command("mount", words(&["-t", "erofs", "-o", "loop,ro"], &[&image, &mountpoint]));
+        }
+        Place::Squashfs => {
+            command("mount", words(&["-t", "squashfs", "-o", "loop,ro"], &[&image, &mountpoint]));
+        }
+        _ => command("squashfuse", words(&[], &[&image, &mountpoint])),
+    }
+    Some(Mounted(mountpoint))
+}
+
+/// Does all that is measured with one place.
+fn measure(top: &Path, run: usize, mut add: impl FnMut(Work, f64)) {
+    let (tree, large) = (top.join("tree"), top.join("large"));
+    let mut random = Random::new(&format!("reads {run}"));
+    let offsets: Vec<u64> = (0..RANDOM_READS)
+        .map(|_| random.below(LARGE_BYTES / RANDOM_BYTES as u64) * RANDOM_BYTES as u64)
+        .collect();
+    let mut files = None;
+    for (work, _) in WORKS {
+        let again = [Work::TarAgain, Work::SequentialAgain, Work::RandomAgain, Work::Misses];
+        if !again.contains(&work) {
+            drop_caches();
+        }
+        let taken = match work {
+            Work::Find => time(|| find(&tree)),
+            Work::Tar | Work::TarAgain => time(|| tar(&tree)),
+            Work::Misses => time(|| miss(&tree)),
+            Work::Readers(readers) => {
+                let files: &Vec<PathBuf> = files.get_or_insert_with(|| files_of(&tree));
+                drop_caches();
+                time(|| read_all(files, readers))
+            }
+            Work::Sequential | Work::SequentialAgain => time(|| read_in_order(&large)),
+            Work::Random | Work::RandomAgain => time(|| read_at(&large, &offsets)),
+        };
+        add(work, taken.as_secs_f64());
+    }
+}
+
+/// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
+/// `/dev/null` itself.
+fn tar(folder: &Path) {
+    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
+    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
+}
+
+fn find(folder: &Path) {
+    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
+}
+
+/// As a compiler does that looks for a header in one folder after the other: each name is asked
+/// for some times.
+fn miss(folder: &Path) {
+    for number in 0..MISSES {
+        fs::symlink_metadata(folder.join(format!("none-{}", number % 1000))).unwrap_err();
+    }
+}
+
+fn files_of(tree: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    walk(tree, &mut |path, metadata| {
+        if metadata.is_file() {
+            files.push(path.to_owned());
+        }
+    });
+    files
+}
+
+/// Each of the readers reads its part of the files, one after the other.
+fn read_all(files: &[PathBuf], readers: usize) {
+    thread::scope(|scope| {
+        for part in files.chunks(files.len().div_ceil(readers)) {
+            scope.spawn(move || part.iter().for_each(|file| read_in_order(file)));
+        }
+    });
+}
+
+fn read_in_order(file: &Path) {
+    let mut buffer = vec![0; 128 * 1024];
+    let mut file = File::open(file).unwrap();
+    while file.read(&mut buffer).unwrap() > 0 {}
+}
+
+fn read_at(file: &Path, offsets: &[u64]) {
+    let mut buffer = vec![0; RANDOM_BYTES];
+    let file = File::open(file).unwrap();
+    for offset in offsets {
+        file.read_exact_at(&mut buffer, *offset).unwrap();
+    }
+}
+
+fn note_memory(mount: &mut Mount, own: &mut Memory) {
+    own.peak = own.peak.max(peak_memory(mount.process()));
+    drop_caches();
+    own.after = own.after.max(memory(mount.process()));
+}
+
+fn print(source: &Path, places: &[Place], runs: usize, results: &Results, own: &Memory) {
+    let mut out = std::io::stdout().lock();
+    let (nodes, bytes) = measure_tree(&source.join("tree"));
+    let cpus = thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let release = kernel.split('-').next().unwrap_or_default().trim();
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let size = megabytes(bytes);
+    writeln!(
+        out,
+        "\n{nodes} nodes, {size:.0} MB. Medians of {runs} runs, in seconds, and the ratio to the \
+         first column; {cpus} CPUs, Linux {release}.\n",
+    )
+    .unwrap();
+    let title = |place: &Place| PLACES.iter().find(|(shown, ..)| shown == place).unwrap().2;
+    let titles: Vec<_> = places.iter().map(title).collect();
+    writeln!(out, "| | {} |\n|---|{}", titles.join(" | "), "---:|".repeat(places.len())).unwrap();
+    for (work, name) in WORKS {
+        let seconds = |place: &Place| median(&results[&(work, *place)]);
+        let first = seconds(&places[0]);
+        let cell = |place: &Place| format!("{:.2} ({:.2})", seconds(place), seconds(place) / first);
+        let cells: Vec<_> = places.iter().map(cell).collect();
+        writeln!(out, "| {name} | {} |", cells.join(" | ")).unwrap();
+    }
+    if places.contains(&Place::Cairn) {
+        let (peak, after) = (megabytes(own.peak), megabytes(own.after));
+        writeln!(
+            out,
+            "\nMemory of the local mount: {peak:.0} MB at most, {after:.0} MB when the kernel had \
+             forgotten everything."
+        )
+        .unwrap();
+    }
+}
