@@ -1,7 +1,9 @@
 //! Where a blob is cut into chunks: FastCDC (v2020), normalization level 1, with the parameters of
 //! the object-store layout in use, so that stores of different programs share their chunks.
 
-use bytes::Bytes;
+use std::mem;
+
+use bytes::{Buf as _, Bytes, BytesMut};
 
 /// The average chunk, in bytes.
 pub const CHUNK_AVG: usize = 256 * 1024;
@@ -12,10 +14,11 @@ pub const CHUNK_MAX: usize = CHUNK_AVG * 2;
 
 /// Cuts a stream of bytes, given in pieces of any size, into chunks.
 ///
-/// Holds at most [`CHUNK_MAX`] bytes and the piece pushed last.
+/// Holds less than [`CHUNK_MAX`] bytes between two pieces. A chunk that lies in one piece shares its
+/// memory.
 #[derive(Debug, Default)]
 pub struct Chunker {
-    buffer: Vec<u8>,
+    buffer: BytesMut,
 }
 
 impl Chunker {
@@ -25,20 +28,31 @@ impl Chunker {
     }
 
     /// Takes the blob's next bytes and hands on the chunks that are complete.
-    pub fn push(&mut self, bytes: &[u8], mut emit: impl FnMut(Bytes)) {
-        self.buffer.extend_from_slice(bytes);
-        let mut start = 0;
-        while self.buffer.len() - start >= CHUNK_MAX {
-            let length = cut(&self.buffer[start..]);
-            emit(Bytes::copy_from_slice(&self.buffer[start..start + length]));
-            start += length;
+    pub fn push(&mut self, mut piece: Bytes, mut emit: impl FnMut(Bytes)) {
+        while self.buffer.len() + piece.len() >= CHUNK_MAX {
+            let held = self.buffer.len();
+            if held == 0 {
+                emit(piece.split_to(cut(&piece)));
+                continue;
+            }
+            self.buffer.reserve(CHUNK_MAX - held);
+            self.buffer.extend_from_slice(&piece[..CHUNK_MAX - held]);
+            let length = cut(&self.buffer);
+            if let Some(taken) = length.checked_sub(held) {
+                piece.advance(taken);
+                self.buffer.truncate(length);
+                emit(mem::take(&mut self.buffer).freeze());
+            } else {
+                self.buffer.truncate(held);
+                emit(self.buffer.split_to(length).freeze());
+            }
         }
-        self.buffer.drain(..start);
+        self.buffer.extend_from_slice(&piece);
     }
 
     /// Ends the blob and hands on the chunks that are left: none only for an empty blob.
     pub fn finish(self, mut emit: impl FnMut(Bytes)) {
-        let mut rest = Bytes::from(self.buffer);
+        let mut rest = self.buffer.freeze();
         while !rest.is_empty() {
             let length = cut(&rest);
             emit(rest.split_to(length));
@@ -67,7 +81,7 @@ mod tests {
         let mut chunks = Vec::new();
         let mut chunker = Chunker::new();
         for piece in bytes.chunks(piece) {
-            chunker.push(piece, |chunk| chunks.push(chunk));
+            chunker.push(Bytes::copy_from_slice(piece), |chunk| chunks.push(chunk));
         }
         chunker.finish(|chunk| chunks.push(chunk));
         chunks
@@ -79,7 +93,7 @@ mod tests {
         blake3::Hasher::new().update(b"cairn chunking vector").finalize_xof().fill(&mut bytes);
         let hex = "d6943c947109bf4e7b8b0a8dc8ee484b07b1a43ca13280c10115e5137d5d17a6";
         assert_eq!(Digest::of(&bytes).to_hex(), hex);
-        for piece in [1000, 131_072, 1 << 20, bytes.len()] {
+        for piece in [1000, 131_072, 500_000, 1 << 20, bytes.len()] {
             let chunks = chunks(&bytes, piece);
             let sizes: Vec<_> = chunks.iter().map(Bytes::len).collect();
             let expected =

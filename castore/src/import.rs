@@ -10,6 +10,7 @@
 mod error;
 mod fingerprint;
 mod pipeline;
+mod pool;
 mod progress;
 mod read;
 mod recent;

@@ -133,7 +133,7 @@ impl BlobService for MemoryBlobService {
         let mut chunks = Vec::new();
         while let Some(piece) = source.try_next().await.map_err(BlobError::Source)? {
             hasher.update(&piece);
-            chunker.push(&piece, |chunk| chunks.push(Blob::new(chunk)));
+            chunker.push(piece, |chunk| chunks.push(Blob::new(chunk)));
         }
         chunker.finish(|chunk| chunks.push(Blob::new(chunk)));
         let outboard = hasher.finish();

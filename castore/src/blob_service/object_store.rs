@@ -306,7 +306,7 @@ impl BlobService for ObjectStoreBlobService {
             match source.try_next().await.map_err(BlobError::Source)? {
                 Some(piece) => {
                     hasher.update(&piece);
-                    cutting.push(&piece, |chunk| cut.push(chunk));
+                    cutting.push(piece, |chunk| cut.push(chunk));
                 }
                 None => {
                     let last = chunker.take().expect("it is there until the end");

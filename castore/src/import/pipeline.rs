@@ -19,8 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     ImportOptions, TreeEvent, TreeObserver,
     error::ImportError,
+    pool::Pool,
     progress::ImportProgress,
-    read::{Piece, Read, Reader},
+    read::{PIECE_BYTES, Piece, Read, Reader},
     recent::Recent,
     upload::{Part, Upload},
     walk::{self, Halt, Item, Source},
@@ -173,11 +174,12 @@ fn run<O: TreeObserver>(
     let (order, results) = sync_channel(readers * JOBS_PER_READER);
     // Each reader has a share in it, so that the walk ends when the last reader does.
     let waiting = Arc::new(Mutex::new(waiting));
+    let pool = &Pool::new(PIECE_BYTES);
     let threads = |error: io::Error| Halt::Failed(ImportError::Threads(error));
     thread::scope(|scope| {
         for _ in 0..readers {
             let waiting = Arc::clone(&waiting);
-            let read = move || read_jobs(&waiting, progress, stop);
+            let read = move || read_jobs(&waiting, pool, progress, stop);
             named("cairn-read").spawn_scoped(scope, read).map_err(threads)?;
         }
         drop(waiting);
@@ -192,11 +194,16 @@ fn run<O: TreeObserver>(
     })
 }
 
-fn read_jobs(waiting: &Mutex<Receiver<Job>>, progress: &ImportProgress, stop: &StopFlag) {
+fn read_jobs(
+    waiting: &Mutex<Receiver<Job>>,
+    pool: &Pool,
+    progress: &ImportProgress,
+    stop: &StopFlag,
+) {
     loop {
         let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { items, pieces }) = job else { return };
-        Reader::new(pieces, progress, stop).run(items);
+        Reader::new(pieces, pool, progress, stop).run(items);
     }
 }
 

@@ -17,6 +17,7 @@ use rustix::{
 use super::{
     error::{Change, ImportError, SpecialFile},
     pipeline::StopFlag,
+    pool::Pool,
     progress::ImportProgress,
     walk::{Halt, Item, Source},
 };
@@ -69,6 +70,7 @@ pub(super) struct Reader<'a> {
     reads: Vec<Read>,
     /// The files' bytes in `reads`.
     bytes: usize,
+    pool: &'a Pool,
     progress: &'a ImportProgress,
     stop: &'a StopFlag,
 }
@@ -76,10 +78,11 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(super) fn new(
         pieces: SyncSender<Piece>,
+        pool: &'a Pool,
         progress: &'a ImportProgress,
         stop: &'a StopFlag,
     ) -> Self {
-        Self { pieces, reads: Vec::new(), bytes: 0, progress, stop }
+        Self { pieces, reads: Vec::new(), bytes: 0, pool, progress, stop }
     }
 
     /// Reads all items, or until one fails, which is then the last that is sent.
@@ -133,9 +136,16 @@ impl<'a> Reader<'a> {
         let mut hasher = blake3::Hasher::new();
         let mut left = size;
         while left > 0 {
-            let length = left.min(PIECE_BYTES as u64);
-            let mut piece = Vec::with_capacity(length as usize);
-            file.fill(&source, &mut piece)?;
+            let length = left.min(PIECE_BYTES as u64) as usize;
+            let piece = match length {
+                PIECE_BYTES => self.pool.fill(|buffer| file.fill(&source, buffer))?,
+                _ => {
+                    let mut piece = vec![0; length];
+                    let filled = file.fill(&source, &mut piece)?;
+                    piece.truncate(filled);
+                    piece.into()
+                }
+            };
             if piece.is_empty() {
                 return Err(source.changed(Change::Shrank).into());
             }
@@ -143,7 +153,7 @@ impl<'a> Reader<'a> {
             left -= piece.len() as u64;
             self.progress.bytes_read.add(piece.len() as u64);
             let read = piece.len();
-            self.reads.push(Read::LargeBytes(piece.into()));
+            self.reads.push(Read::LargeBytes(piece));
             self.read_more(read)?;
         }
         file.check(&source)?;
@@ -213,16 +223,18 @@ impl OpenFile {
         Ok(Self { before: Fingerprint::of(&stat), fd, executable })
     }
 
-    /// Fills the room of a buffer as far as the file goes.
-    fn fill(&self, source: &Source, buffer: &mut Vec<u8>) -> Result<(), ImportError> {
-        while buffer.len() < buffer.capacity() {
-            match rustix::io::read(&self.fd, spare_capacity(buffer)) {
+    /// Fills a buffer as far as the file goes, and gives the number of bytes.
+    fn fill(&self, source: &Source, buffer: &mut [u8]) -> Result<usize, ImportError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match rustix::io::read(&self.fd, &mut buffer[filled..]) {
                 Ok(0) => break,
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(count) => filled += count,
+                Err(Errno::INTR) => {}
                 Err(errno) => return Err(source.failed(errno)),
             }
         }
-        Ok(())
+        Ok(filled)
     }
 
     /// Reads a small file.
@@ -230,7 +242,13 @@ impl OpenFile {
         // Room for a byte more than there should be shows at once whether there is more, even of
         // files whose size the system does not tell.
         let mut bytes = Vec::with_capacity(self.before.size as usize + 1);
-        self.fill(source, &mut bytes)?;
+        while bytes.len() < bytes.capacity() {
+            match rustix::io::read(&self.fd, spare_capacity(&mut bytes)) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(source.failed(errno)),
+            }
+        }
         match (bytes.len() as u64).cmp(&self.before.size) {
             Ordering::Less => Err(source.changed(Change::Shrank)),
             Ordering::Equal => {

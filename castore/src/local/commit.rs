@@ -32,8 +32,11 @@ const QUEUE_BATCHES: usize = 4096;
 /// A group is not made larger than this many bytes, unless its first batch is.
 const GROUP_BYTES: usize = 16 * 1024 * 1024;
 
-/// The bytes of one write.
+/// The bytes of one write, at most but for those of a payload.
 const WRITE_BYTES: usize = 1024 * 1024;
+
+/// A payload of at least this many bytes is written from where it is; smaller ones are put together.
+const WRITTEN_ALONE: usize = 64 * 1024;
 
 /// Records that are written together, and whoever waits for them.
 pub(super) struct Batch {
@@ -243,15 +246,20 @@ impl Committer {
                 };
                 changes.push((record.key, change));
                 end += record.len() as u64;
-                let mut rest = record.sealed(id, end - record.len() as u64);
-                while !rest.is_empty() {
-                    let (now, later) = rest.split_at(rest.len().min(WRITE_BYTES - buffer.len()));
-                    buffer.extend_from_slice(now);
-                    rest = later;
-                    if buffer.len() == WRITE_BYTES {
+                let offset = end - record.len() as u64;
+                for part in record.sealed(id, offset) {
+                    let alone = part.len() >= WRITTEN_ALONE;
+                    let is_full = buffer.len() + part.len() > WRITE_BYTES;
+                    if !buffer.is_empty() && (alone || is_full) {
                         self.write_at(&pack.file, buffer, flushed)?;
                         flushed += buffer.len() as u64;
                         buffer.clear();
+                    }
+                    if alone {
+                        self.write_at(&pack.file, part, flushed)?;
+                        flushed += part.len() as u64;
+                    } else {
+                        buffer.extend_from_slice(part);
                     }
                 }
             }

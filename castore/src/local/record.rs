@@ -259,29 +259,33 @@ pub(super) struct Encoded {
     pub(super) stored: u32,
     pub(super) raw: u32,
     pub(super) origin: Origin,
-    bytes: Vec<u8>,
+    head: Vec<u8>,
+    payload: Bytes,
 }
 
 impl Encoded {
     /// Compresses, on the calling thread, and adds the payload's checksum. `None` if the value is
     /// larger than [`VALUE_MAX`].
-    pub(super) fn new(key: Key, value: &[u8]) -> Option<Self> {
-        if value.len() > VALUE_MAX {
+    pub(super) fn new(key: Key, value: Bytes) -> Option<Self> {
+        let raw = value.len();
+        if raw > VALUE_MAX {
             return None;
         }
-        Some(THREAD.with_borrow_mut(|thread| match thread.compress(value) {
-            Some(compressed) => Self::of_payload(key, Codec::Zstd, compressed, value.len()),
-            None => Self::of_payload(key, Codec::Raw, value, value.len()),
-        }))
+        let compressed =
+            THREAD.with_borrow_mut(|thread| thread.compress(&value).map(Bytes::copy_from_slice));
+        Some(match compressed {
+            Some(compressed) => Self::of_payload(key, Codec::Zstd, compressed, raw),
+            None => Self::of_payload(key, Codec::Raw, value, raw),
+        })
     }
 
     /// The record that deletes a key.
     pub(super) fn deletion(key: Key) -> Self {
-        Self::of_payload(key, Codec::Deletion, &[], 0)
+        Self::of_payload(key, Codec::Deletion, Bytes::new(), 0)
     }
 
     /// A copy of a record, whose payload has been checked.
-    pub(super) fn moved(header: &Header, payload: &[u8], from: Place) -> Self {
+    pub(super) fn moved(header: &Header, payload: Bytes, from: Place) -> Self {
         let copy = Self::of_payload(header.key, header.codec, payload, header.raw as usize);
         Self { origin: Origin::Moved(from), ..copy }
     }
@@ -296,31 +300,30 @@ impl Encoded {
         Self { origin: Origin::KeptDeletion, ..Self::deletion(key) }
     }
 
-    fn of_payload(key: Key, codec: Codec, payload: &[u8], raw: usize) -> Self {
+    fn of_payload(key: Key, codec: Codec, payload: Bytes, raw: usize) -> Self {
         let (stored, raw) = (payload.len() as u32, raw as u32);
-        let mut bytes = Vec::with_capacity(HEADER_LEN + key.key().len() + payload.len());
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[key.kind() as u8, codec as u8, key.key().len() as u8, 0]);
-        bytes.extend_from_slice(&stored.to_le_bytes());
-        bytes.extend_from_slice(&raw.to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(payload).to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(key.key());
-        bytes.extend_from_slice(payload);
-        Self { key, codec, stored, raw, origin: Origin::Caller, bytes }
+        let mut head = Vec::with_capacity(HEADER_LEN + key.key().len());
+        head.extend_from_slice(&MAGIC);
+        head.extend_from_slice(&[key.kind() as u8, codec as u8, key.key().len() as u8, 0]);
+        head.extend_from_slice(&stored.to_le_bytes());
+        head.extend_from_slice(&raw.to_le_bytes());
+        head.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
+        head.extend_from_slice(&[0; 4]);
+        head.extend_from_slice(key.key());
+        Self { key, codec, stored, raw, origin: Origin::Caller, head, payload }
     }
 
     /// The record's length in bytes.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.head.len() + self.payload.len()
     }
 
-    /// The record's bytes for its place.
-    pub(super) fn sealed(&mut self, pack: u32, offset: u64) -> &[u8] {
-        let (fixed, _) = self.bytes.split_first_chunk().expect("a record starts with a header");
+    /// The record's bytes for its place: what comes before the payload, and that.
+    pub(super) fn sealed(&mut self, pack: u32, offset: u64) -> [&[u8]; 2] {
+        let (fixed, _) = self.head.split_first_chunk().expect("a record starts with a header");
         let checksum = head_checksum(fixed, self.key.key(), pack, offset);
-        self.bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
-        &self.bytes
+        self.head[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&checksum.to_le_bytes());
+        [&self.head, &self.payload]
     }
 }
 
@@ -378,8 +381,8 @@ mod tests {
 
     fn roundtrip(value: &[u8]) -> Encoded {
         let key = Key::new(Kind::Nar, b"key").unwrap();
-        let mut encoded = Encoded::new(key, value).unwrap();
-        let bytes = Bytes::copy_from_slice(encoded.sealed(3, 70));
+        let mut encoded = Encoded::new(key, Bytes::copy_from_slice(value)).unwrap();
+        let bytes = Bytes::from(encoded.sealed(3, 70).concat());
         let header = Header::parse(&bytes, 3, 70).unwrap();
         assert_eq!(header.record_len(), bytes.len() as u64);
         assert!(header.key == key);

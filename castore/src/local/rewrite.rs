@@ -187,7 +187,7 @@ impl LocalStore {
             payload.map_err(|flaw| ReadError::Damaged(flaw.to_owned()))
         });
         match read {
-            Ok(payload) => Ok(Some(Encoded::moved(header, &payload, place))),
+            Ok(payload) => Ok(Some(Encoded::moved(header, payload, place))),
             Err(ReadError::Io(error)) => Err(error),
             Err(ReadError::Damaged(reason)) => {
                 tracing::error!(

@@ -130,7 +130,7 @@ impl StreamPut {
             while !bytes.is_empty() {
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
                 self.hasher.update(&piece);
-                self.chunker.push(&piece, |chunk| ready.push(chunk));
+                self.chunker.push(piece, |chunk| ready.push(chunk));
                 ready.drain(..).try_for_each(|chunk| self.add(blobs, chunk))?;
             }
         }

@@ -34,7 +34,7 @@ async fn write_as_others(service: &ObjectStoreBlobService, bytes: &Bytes) -> Dig
     let digest = Digest::of(bytes);
     let mut chunks = Vec::new();
     let mut chunker = Chunker::new();
-    chunker.push(bytes, |chunk| chunks.push(chunk));
+    chunker.push(bytes.clone(), |chunk| chunks.push(chunk));
     chunker.finish(|chunk| chunks.push(chunk));
     let mut list = proto::StatBlobResponse::default();
     for chunk in &chunks {
