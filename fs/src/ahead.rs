@@ -161,7 +161,11 @@ impl CairnFs {
         };
         let step = ahead.walks.lock().step(parent, index, loaded.directory.entries());
         let Step { begins, batch } = step;
-        if let Some((batch, jobs)) = batch.zip(ahead.jobs()) {
+        if let Some((mut batch, jobs)) = batch.zip(ahead.jobs()) {
+            for file in &mut batch.files {
+                let (name, _) = &loaded.directory.entries()[file.index];
+                file.place = self.content_place(place.ino, name);
+            }
             // A thread that is far behind would only repeat what readers have done themselves.
             let _ = jobs.try_send(Job::Read(batch, jobs.clone()));
         }
@@ -266,8 +270,8 @@ impl Shared {
         if file.is_marker || !batch.wants(file) {
             return None;
         }
-        let File { digest, size, executable, .. } = *file;
-        self.inodes.id_of(&Inode::File { digest, size, executable })
+        let File { digest, size, executable, place, .. } = *file;
+        self.inodes.id_of(&Inode::File { digest, size, executable, place })
     }
 
     /// Gives the kernel a file, which then needs no memory here.

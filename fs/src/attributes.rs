@@ -20,6 +20,14 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// What the attributes of everything on a mount have in common.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Face {
+    pub(crate) owner: Owner,
+    /// Whether the modes let the owner write.
+    pub(crate) is_writable: bool,
+}
+
 /// The unit in which programs are advised to read, and that of `statfs`, in bytes.
 pub(crate) const BLOCK_BYTES: u32 = 4096;
 
@@ -48,21 +56,24 @@ const XATTR_BLOB: &CStr = c"user.snix.castore.blob.digest";
 const XATTR_DIRECTORY: &CStr = c"user.snix.castore.directory.digest";
 
 /// The attributes of an inode. Fails for a file whose directory claims an impossible size.
-pub(crate) fn attributes(inode: &Inode, owner: Owner) -> Result<stat64, FsError> {
+pub(crate) fn attributes(inode: &Inode, face: Face) -> Result<stat64, FsError> {
+    let Face { owner, is_writable } = face;
     let (mode, nlink, size) = match inode {
         Inode::Root => (libc::S_IFDIR | 0o555, LINKS_UNCOUNTED, ROOT_BYTES),
         Inode::Directory(place) => {
             let links = place.subdirectories.saturating_add(2);
             (libc::S_IFDIR | 0o555, u32::try_from(links).unwrap_or(LINKS_UNCOUNTED), place.entries)
         }
-        Inode::File { digest, size, executable } => {
+        Inode::File { digest, size, executable, .. } => {
             if i64::try_from(*size).is_err() {
                 return Err(FsError::ImpossibleSize { digest: *digest, size: *size });
             }
             (libc::S_IFREG | if *executable { 0o555 } else { 0o444 }, 1, *size)
         }
-        Inode::Symlink { target } => (libc::S_IFLNK | 0o777, 1, target.as_ref().len() as u64),
+        Inode::Symlink { target, .. } => (libc::S_IFLNK | 0o777, 1, target.as_ref().len() as u64),
     };
+    let is_symlink = matches!(inode, Inode::Symlink { .. });
+    let mode = if is_writable && !is_symlink { mode | libc::S_IWUSR } else { mode };
     Ok(stat64::from(Attr {
         ino: ino(inode),
         size,
@@ -85,8 +96,11 @@ pub(crate) fn ino(inode: &Inode) -> u64 {
     match inode {
         Inode::Root => ROOT_ID,
         Inode::Directory(place) => place.ino,
+        Inode::File { place: Some(place), .. } | Inode::Symlink { place: Some(place), .. } => {
+            place.get()
+        }
         Inode::File { digest, executable, .. } => file_ino(digest, *executable),
-        Inode::Symlink { target } => symlink_ino(target.as_ref()),
+        Inode::Symlink { target, .. } => symlink_ino(target.as_ref()),
     }
 }
 
@@ -100,8 +114,9 @@ pub(crate) fn symlink_ino(target: &[u8]) -> u64 {
     allowed_ino(first_bytes(&Digest::of(target)) ^ SYMLINK_INO)
 }
 
-/// The inode number of a directory: that of its place.
-pub(crate) fn directory_ino(parent_ino: u64, name: &[u8]) -> u64 {
+/// The inode number of a directory, or of a file or symlink that is one by its place: made of that of
+/// the directory it is in, and its name.
+pub(crate) fn place_ino(parent_ino: u64, name: &[u8]) -> u64 {
     let place = [&parent_ino.to_le_bytes(), name].concat();
     allowed_ino(first_bytes(&Digest::of(&place)))
 }
@@ -145,27 +160,40 @@ mod tests {
     use super::*;
 
     fn file(size: u64, executable: bool) -> Inode {
-        Inode::File { digest: Digest::of(b"x"), size, executable }
+        Inode::File { digest: Digest::of(b"x"), size, executable, place: None }
     }
 
     #[test]
     fn a_file_has_the_mode_and_size_of_its_entry() {
-        let plain = attributes(&file(513, false), Owner::default()).unwrap();
+        let plain = attributes(&file(513, false), Face::default()).unwrap();
         assert_eq!(
             (plain.st_mode, plain.st_size, plain.st_blocks),
             (libc::S_IFREG | 0o444, 513, 2)
         );
         assert_eq!((plain.st_nlink, plain.st_uid, plain.st_gid), (1, 0, 0));
         assert_eq!((plain.st_atime, plain.st_mtime, plain.st_ctime), (1, 1, 1));
-        let executable = attributes(&file(513, true), Owner { uid: 1, gid: 2 }).unwrap();
+        let executable = attributes(
+            &file(513, true),
+            Face { owner: Owner { uid: 1, gid: 2 }, is_writable: false },
+        )
+        .unwrap();
         assert_eq!((executable.st_uid, executable.st_gid), (1, 2));
         assert_eq!(executable.st_mode, libc::S_IFREG | 0o555);
         assert_ne!(executable.st_ino, plain.st_ino);
     }
 
     #[test]
+    fn what_can_be_written_says_so() {
+        let face = Face { owner: Owner::default(), is_writable: true };
+        let mode = |inode| attributes(&inode, face).unwrap().st_mode;
+        assert_eq!(mode(file(1, false)), libc::S_IFREG | 0o644);
+        assert_eq!(mode(file(1, true)), libc::S_IFREG | 0o755);
+        assert_eq!(mode(Inode::Root), libc::S_IFDIR | 0o755);
+    }
+
+    #[test]
     fn a_size_that_no_file_can_have_is_refused() {
-        let attributes = |size| attributes(&file(size, false), Owner::default());
+        let attributes = |size| attributes(&file(size, false), Face::default());
         assert!(attributes(i64::MAX as u64).is_ok());
         assert!(matches!(attributes(u64::MAX), Err(FsError::ImpossibleSize { .. })));
     }
@@ -173,12 +201,12 @@ mod tests {
     #[test]
     fn a_file_that_contains_a_target_is_not_the_symlink() {
         let target = SymlinkTarget::try_from(std::ffi::OsStr::new("x")).unwrap();
-        assert_ne!(ino(&Inode::Symlink { target }), ino(&file(1, false)));
+        assert_ne!(ino(&Inode::Symlink { target, place: None }), ino(&file(1, false)));
     }
 
     #[test]
     fn the_numbers_of_places_differ() {
-        assert_ne!(directory_ino(1, b"a"), directory_ino(1, b"b"));
-        assert_ne!(directory_ino(1, b"a"), directory_ino(2, b"a"));
+        assert_ne!(place_ino(1, b"a"), place_ino(1, b"b"));
+        assert_ne!(place_ino(1, b"a"), place_ino(2, b"a"));
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     ffi::CStr,
     fmt, fs, io,
+    num::NonZeroU64,
     os::unix::fs::MetadataExt as _,
     sync::{
         Arc,
@@ -30,10 +31,10 @@ use tokio::runtime::Handle;
 pub use crate::attributes::Owner;
 use crate::{
     ahead::{self, Ahead},
-    attributes::{self, BLOCK_BYTES},
+    attributes::{self, BLOCK_BYTES, Face},
     directories::{Directories, Loaded},
     errno::{Failures, FsError},
-    inodes::{Inode, Inodes, NodeId, ROOT, Seen},
+    inodes::{ContentPlace, Inode, Inodes, NodeId, ROOT, Seen},
     listing::{Cursors, Reply},
     reads::Reads,
     root_names::RootNames,
@@ -53,7 +54,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A symlink in the root that is found but not listed, and leads to the process that serves the
 /// mount: the inode number of its PID namespace, a colon and its process ID. It is how one who
-/// unmounts knows whom to wait for.
+/// unmounts knows whom to wait for. Names that begin with it are not there, which is answered
+/// without asking anybody.
 pub const SERVER_NAME: &str = ".cairn-server";
 
 /// Stands for the PID namespace that a process is in.
@@ -85,6 +87,10 @@ pub struct FileSystemOptions {
     pub deadline: Duration,
     /// Whom everything belongs to.
     pub owner: Owner,
+    /// Whether a layer above the mount takes what is written. The modes then let the owner write, and
+    /// each file is an inode of its own, so that one can be changed without another of equal
+    /// contents. The mount itself can't be written to all the same.
+    pub layered: bool,
     /// Whether files and directories have extended attributes. If not, the kernel does not even
     /// ask.
     pub xattrs: bool,
@@ -99,6 +105,7 @@ impl Default for FileSystemOptions {
             root_timeout: ROOT_TIMEOUT,
             deadline: DEADLINE,
             owner: Owner::default(),
+            layered: false,
             xattrs: true,
             space: None,
         }
@@ -159,6 +166,17 @@ impl CairnFs {
         self.inodes.len()
     }
 
+    /// What tells a file or symlink of this name from others with equal contents, if they are not to
+    /// share an inode.
+    pub(crate) fn content_place(&self, parent_ino: u64, name: &Name) -> ContentPlace {
+        let place = || NonZeroU64::new(attributes::place_ino(parent_ino, name.as_ref()));
+        self.options.layered.then(place).flatten()
+    }
+
+    fn face(&self) -> Face {
+        Face { owner: self.options.owner, is_writable: self.options.layered }
+    }
+
     pub(crate) fn fail(&self, error: FsError) -> io::Error {
         self.failures.answer(error)
     }
@@ -188,7 +206,7 @@ impl CairnFs {
         seen: Option<Seen>,
         entry_timeout: Duration,
     ) -> Result<Entry, FsError> {
-        let attr = attributes::attributes(&inode, self.options.owner)?;
+        let attr = attributes::attributes(&inode, self.face())?;
         let inode = self.inodes.remember(inode, seen);
         Ok(Entry {
             inode,
@@ -207,14 +225,22 @@ impl CairnFs {
                 Ok(directory_inode(parent, name, digest, &loaded))
             }
             Node::File { .. } | Node::Symlink { .. } => {
-                Ok(Inode::of_content(node).expect("only directories need a place"))
+                let place = self.content_place(parent.1, name);
+                Ok(Inode::of_content(node, place).expect("only directories need more"))
             }
         }
     }
 
     fn lookup_in_root(&self, name: Name) -> Result<Entry, FsError> {
         if name.as_ref() == SERVER_NAME.as_bytes() {
-            return self.entry(Inode::Symlink { target: process() }, None, Duration::ZERO);
+            return self.entry(
+                Inode::Symlink { target: process(), place: None },
+                None,
+                Duration::ZERO,
+            );
+        }
+        if name.as_ref().starts_with(SERVER_NAME.as_bytes()) {
+            return Ok(absent(Duration::ZERO));
         }
         let timeout = self.options.root_timeout;
         match self.names.find(&name, &self.waiter)? {
@@ -242,7 +268,7 @@ impl CairnFs {
     /// for: that is how the kernel, which opens directories without asking us, comes to read the
     /// root's listing anew once its attributes have expired, while it keeps all others.
     fn root_attributes(&self) -> Result<stat64, FsError> {
-        let mut attr = attributes::attributes(&Inode::Root, self.options.owner)?;
+        let mut attr = attributes::attributes(&Inode::Root, self.face())?;
         let tick = self.root_tick.fetch_add(1, Ordering::Relaxed);
         attr.st_mtime_nsec = i64::from(tick % NANOSECONDS);
         Ok(attr)
@@ -371,14 +397,14 @@ impl FileSystem for CairnFs {
     ) -> io::Result<(stat64, Duration)> {
         match &*self.inode(inode)? {
             Inode::Root => self.root_attributes().map(|attr| (attr, self.options.root_timeout)),
-            inode => attributes::attributes(inode, self.options.owner).map(|attr| (attr, FOREVER)),
+            inode => attributes::attributes(inode, self.face()).map(|attr| (attr, FOREVER)),
         }
         .map_err(|error| self.fail(error))
     }
 
     fn readlink(&self, _: &Context, inode: NodeId) -> io::Result<Vec<u8>> {
         match &*self.inode(inode)? {
-            Inode::Symlink { target } => Ok(target.as_ref().to_vec()),
+            Inode::Symlink { target, .. } => Ok(target.as_ref().to_vec()),
             _ => Err(Errno::INVAL.into()),
         }
     }

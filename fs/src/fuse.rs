@@ -1,11 +1,12 @@
 //! The FUSE transport: a file system is mounted in a folder of this machine, served, and unmounted.
 //! What it answers is in `file_system`; who serves is in `fuse/crew`, how the kernel is reached in
 //! `fuse/device`, what is mounted already in `fuse/mount_table`, and how another process unmounts
-//! in `fuse/removal`.
+//! in `fuse/removal`. A view that can be written to is made in `fuse/layer`.
 
 mod crew;
 mod device;
 mod interrupts;
+mod layer;
 mod mount_table;
 mod removal;
 
@@ -23,8 +24,9 @@ use rustix::{
     io::Errno,
 };
 
+pub use self::layer::Layer;
 pub use self::removal::{UnmountError, UnmountOptions, Unmounted, unmount};
-use self::{crew::Crew, mount_table::MountEntry};
+use self::{crew::Crew, layer::HiddenFolder, mount_table::MountEntry};
 use crate::file_system::CairnFs;
 
 /// The kind of file system that the mount table shows: what comes behind `fuse.`.
@@ -59,6 +61,9 @@ pub struct MountOptions {
     pub threads: usize,
     /// How many threads there are at most, those included that wait for the store.
     pub max_threads: usize,
+    /// Makes the mount a view that can be written to, by the kernel's overlay file system. Only
+    /// root may. All users can use it, as far as the modes allow.
+    pub layer: Option<Layer>,
 }
 
 impl Default for MountOptions {
@@ -69,6 +74,7 @@ impl Default for MountOptions {
             source: SUBTYPE.to_owned(),
             threads: cores.clamp(2, IDLE_THREADS_MAX),
             max_threads: MAX_THREADS,
+            layer: None,
         }
     }
 }
@@ -133,6 +139,33 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// A folder for what is written can't be made.
+    #[error("{}, for what is written, can't be made", path.display())]
+    LayerFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused to make a view that can be written to.
+    #[error(
+        "{} can't be mounted with {} for what is written and {} beside it",
+        path.display(),
+        upper.display(),
+        work.display()
+    )]
+    Layer {
+        /// The mount point.
+        path: PathBuf,
+        /// The folder that takes what is written.
+        upper: PathBuf,
+        /// The folder that the kernel needs for itself.
+        work: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused to unmount.
     #[error("{} can't be unmounted", path.display())]
     Unmount {
@@ -157,9 +190,12 @@ pub enum MountError {
 #[derive(Debug)]
 pub struct Mount {
     mountpoint: PathBuf,
-    /// The device number of the mount, by which it is told from another on the same folder. `None`
-    /// until it is known.
+    /// The device number of what is mounted there, by which it is told from another on the same
+    /// folder. `None` until it is known.
     device: Option<u64>,
+    /// The number of the kernel's connection to this process: the minor device number of the FUSE
+    /// file system. `None` until it is known.
+    connection: Option<u32>,
     crew: Arc<Crew>,
     fs: Arc<CairnFs>,
 }
@@ -176,19 +212,29 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
     if !fs::metadata(&mountpoint).map_err(unusable)?.is_dir() {
         return Err(MountError::NotADirectory(mountpoint));
     }
-    let device = device::mount(&mountpoint, &options)?;
+    let hidden = match options.layer {
+        None => None,
+        Some(_) => Some(HiddenFolder::new().map_err(unusable)?),
+    };
+    let at = hidden.as_ref().map_or(&*mountpoint, HiddenFolder::path).to_owned();
+    let device = device::mount(&at, &options)?;
     let fs = Arc::new(fs);
     let crew = Crew::new(device, fs.clone(), options.threads, options.max_threads);
-    let mut mount = Mount { mountpoint, device: None, crew, fs };
+    let mut mount = Mount { mountpoint: at, device: None, connection: None, crew, fs };
     // From here on an error unmounts, since `mount` is dropped.
     mount.crew.start().map_err(MountError::Thread)?;
     if !mount.crew.answers_within(ANSWER_MAX) {
-        return Err(MountError::NoAnswer(mount.mountpoint.clone()));
+        return Err(MountError::NoAnswer(mountpoint));
     }
-    let metadata = fs::metadata(&mount.mountpoint)
-        .map_err(|source| MountError::MountPoint { path: mount.mountpoint.clone(), source })?;
-    mount.device = Some(metadata.dev());
-    raise_read_ahead(metadata.dev());
+    let device = mount.device_there()?;
+    mount.device = Some(device);
+    mount.connection = Some(minor(device));
+    raise_read_ahead(device);
+    if let Some(layer) = &options.layer {
+        layer::mount(&mountpoint, &mount.mountpoint, layer, &options.source)?;
+        mount.mountpoint = mountpoint;
+        mount.device = Some(mount.device_there()?);
+    }
     tracing::info!(mountpoint = %mount.mountpoint.display(), "mounted");
     Ok(mount)
 }
@@ -223,15 +269,21 @@ fn is_dead(error: &io::Error) -> bool {
 /// Sees to it that no other FUSE file system is mounted on the folder.
 fn clear(mountpoint: &Path) -> Result<(), MountError> {
     let found = mount_table::find(mountpoint).map_err(MountError::MountTable)?;
-    let Some(MountEntry { fs_type, source, .. }) = found else { return Ok(()) };
-    if fs_type != "fuse" && !fs_type.starts_with("fuse.") {
+    let Some(found) = found else { return Ok(()) };
+    let is_view = layer::is_ours(&found);
+    let MountEntry { fs_type, source, .. } = found;
+    if fs_type != "fuse" && !fs_type.starts_with("fuse.") && !is_view {
         return Ok(());
     }
     let path = mountpoint.to_owned();
     // Not a `stat`: the kernel answers that from its cache, for a server that is long gone.
-    match rustix::fs::statfs(mountpoint) {
+    let asked = match is_view {
+        true => layer::ask(mountpoint),
+        false => rustix::fs::statfs(mountpoint).map(drop),
+    };
+    match asked {
         Err(Errno::NOTCONN) => {
-            let ours = fs_type.strip_prefix("fuse.") == Some(SUBTYPE);
+            let ours = is_view || fs_type.strip_prefix("fuse.") == Some(SUBTYPE);
             if !ours || device::detach(mountpoint).is_err() {
                 return Err(MountError::Stale { path, fs_type });
             }
@@ -354,21 +406,34 @@ impl Mount {
         }
     }
 
+    /// The device number of what is mounted on the folder.
+    fn device_there(&self) -> Result<u64, MountError> {
+        let path = self.mountpoint.clone();
+        let metadata = fs::metadata(&path);
+        metadata
+            .map(|metadata| metadata.dev())
+            .map_err(|source| MountError::MountPoint { path, source })
+    }
+
     /// Whether this mount, and not another, is on its folder.
     fn is_there(&self) -> io::Result<bool> {
         let found = mount_table::find(&self.mountpoint)?;
         let ours = |entry: MountEntry| self.device.is_none_or(|device| device == entry.device);
         // The kernel gives the number of a mount that is gone to the next. What has our number
         // while we are not connected is either that, or ours and dead.
-        Ok(found.is_some_and(ours)
-            && (self.crew.is_connected()
-                || fs::symlink_metadata(&self.mountpoint).is_err_and(|error| is_dead(&error))))
+        Ok(found.is_some_and(|entry| {
+            let is_view = layer::is_ours(&entry);
+            ours(entry)
+                && (is_view
+                    || self.crew.is_connected()
+                    || fs::symlink_metadata(&self.mountpoint).is_err_and(|error| is_dead(&error)))
+        }))
     }
 
     /// Ends the kernel's connection: what is open fails, and the serving threads end.
     fn abort(&self) {
-        let Some(device) = self.device else { return };
-        let path = format!("/sys/fs/fuse/connections/{}/abort", minor(device));
+        let Some(connection) = self.connection else { return };
+        let path = format!("/sys/fs/fuse/connections/{connection}/abort");
         if let Err(error) = fs::write(&path, "1") {
             tracing::debug!(path, %error, "the connection may stay until its files are closed");
         }

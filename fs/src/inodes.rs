@@ -1,7 +1,7 @@
 //! Which inode has which number, for as long as the kernel holds it. What an inode looks like to a
 //! program is in `attributes`; what a directory contains is not kept here.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
 
 use cairn_castore::{Digest, Name, Node, SymlinkTarget};
 use parking_lot::Mutex;
@@ -29,10 +29,14 @@ pub(crate) enum Inode {
     /// A directory at its place.
     Directory(Box<Place>),
     /// A regular file.
-    File { digest: Digest, size: u64, executable: bool },
+    File { digest: Digest, size: u64, executable: bool, place: ContentPlace },
     /// A symlink.
-    Symlink { target: SymlinkTarget },
+    Symlink { target: SymlinkTarget, place: ContentPlace },
 }
+
+/// What makes files or symlinks with equal contents inodes of their own, if they are not to share
+/// one: the inode number of the place.
+pub(crate) type ContentPlace = Option<NonZeroU64>;
 
 /// A directory at its place in the tree.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -65,16 +69,16 @@ pub(crate) struct Seen {
 impl Inode {
     /// A file or symlink as an inode of its own memory: a node read from a directory may share
     /// that of the whole directory. `None` for a directory, which needs a place.
-    pub(crate) fn of_content(node: &Node) -> Option<Self> {
+    pub(crate) fn of_content(node: &Node, place: ContentPlace) -> Option<Self> {
         match node {
             Node::Directory { .. } => None,
             Node::File { digest, size, executable } => {
-                Some(Self::File { digest: *digest, size: *size, executable: *executable })
+                Some(Self::File { digest: *digest, size: *size, executable: *executable, place })
             }
             Node::Symlink { target } => {
                 let bytes = bytes::Bytes::copy_from_slice(target.as_ref());
                 let target = SymlinkTarget::try_from(bytes).expect("a copy of a valid target");
-                Some(Self::Symlink { target })
+                Some(Self::Symlink { target, place })
             }
         }
     }
@@ -92,7 +96,7 @@ impl Inode {
             parent,
             name: name.as_ref().into(),
             digest,
-            ino: attributes::directory_ino(parent_ino, name.as_ref()),
+            ino: attributes::place_ino(parent_ino, name.as_ref()),
             parent_ino,
             entries,
             subdirectories,
@@ -206,7 +210,8 @@ mod tests {
     use super::*;
 
     fn file(text: &str, executable: bool) -> Inode {
-        Inode::File { digest: Digest::of(text.as_bytes()), size: text.len() as u64, executable }
+        let (digest, size) = (Digest::of(text.as_bytes()), text.len() as u64);
+        Inode::File { digest, size, executable, place: None }
     }
 
     fn directory(parent: NodeId, name: &str) -> Inode {

@@ -164,7 +164,7 @@ impl CairnFs {
             };
             let behind = BEHIND_DOTS + (skipped + index) as u64 + 1;
             let seen = Seen { parent: id, index: skipped + index };
-            let listed = listed((id, place.ino), name, node, child, behind, FOREVER);
+            let listed = self.listed((id, place.ino), name, node, child, behind, FOREVER);
             let listed = Listed { seen: Some(seen), ..listed };
             if !self.add(reply, listed)? {
                 break;
@@ -227,7 +227,7 @@ impl CairnFs {
                 };
                 let behind = offset_of(&name);
                 let timeout = self.options.root_timeout;
-                let listed = listed((ROOT, ROOT), &name, &node, child, behind, timeout);
+                let listed = self.listed((ROOT, ROOT), &name, &node, child, behind, timeout);
                 if !self.add(reply, listed)? {
                     return Ok(());
                 }
@@ -262,6 +262,40 @@ impl CairnFs {
         }
     }
 
+    /// An entry of the directory `parent`; `child` is its content if it is a directory.
+    fn listed<'a>(
+        &self,
+        parent: (NodeId, u64),
+        name: &'a Name,
+        node: &Node,
+        child: Option<Arc<Loaded>>,
+        offset: u64,
+        timeout: Duration,
+    ) -> Listed<'a> {
+        let kind = match node {
+            Node::Directory { .. } => libc::DT_DIR,
+            Node::File { .. } => libc::DT_REG,
+            Node::Symlink { .. } => libc::DT_LNK,
+        };
+        let inode = match (node, child) {
+            (Node::Directory { digest, .. }, Some(child)) => {
+                Some(directory_inode(parent, name, digest, &child))
+            }
+            _ => Inode::of_content(node, self.content_place(parent.1, name)),
+        };
+        let place_ino = || attributes::place_ino(parent.1, name.as_ref());
+        let ino = inode.as_ref().map_or_else(place_ino, attributes::ino);
+        Listed {
+            name: name.as_ref(),
+            offset,
+            ino,
+            kind: u32::from(kind),
+            inode,
+            seen: None,
+            timeout,
+        }
+    }
+
     /// Whether the reply had room for it.
     fn add(&self, reply: &mut Reply<'_>, listed: Listed<'_>) -> io::Result<bool> {
         let entry = DirEntry {
@@ -289,33 +323,6 @@ impl CairnFs {
             }
         }
     }
-}
-
-/// An entry of the directory `parent`; `child` is its content if it is a directory.
-fn listed<'a>(
-    parent: (NodeId, u64),
-    name: &'a Name,
-    node: &Node,
-    child: Option<Arc<Loaded>>,
-    offset: u64,
-    timeout: Duration,
-) -> Listed<'a> {
-    let (kind, ino) = match node {
-        Node::Directory { .. } => {
-            (libc::DT_DIR, attributes::directory_ino(parent.1, name.as_ref()))
-        }
-        Node::File { digest, executable, .. } => {
-            (libc::DT_REG, attributes::file_ino(digest, *executable))
-        }
-        Node::Symlink { target } => (libc::DT_LNK, attributes::symlink_ino(target.as_ref())),
-    };
-    let inode = match (node, child) {
-        (Node::Directory { digest, .. }, Some(child)) => {
-            Some(directory_inode(parent, name, digest, &child))
-        }
-        _ => Inode::of_content(node),
-    };
-    Listed { name: name.as_ref(), offset, ino, kind: u32::from(kind), inode, seen: None, timeout }
 }
 
 #[cfg(test)]

@@ -1,14 +1,19 @@
 //! `cairn mount`: shows the trees of a store as a file system until it is unmounted.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use cairn_fs::{
     file_system::{self, CairnFs, FileSystemOptions, Owner},
-    fuse::{self, Left, Mount, MountError, MountOptions},
+    fuse::{self, Layer, Left, Mount, MountError, MountOptions},
     space::SpaceSource,
 };
 use cairn_store::{PathInfo, Services, roots::StoreRoots};
 use clap::Args;
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::import::{Imports, StatCacheArgs};
@@ -20,7 +25,8 @@ const MOUNTED: &str = "mounted on ";
 /// Mount the store
 ///
 /// Every store path in the store is a name in the root of the mount, also those that come later.
-/// The mount is read-only. Prints the store paths of what was imported, and `mounted on
+/// The mount is read-only, unless --writable or --ephemeral has the kernel's overlay file system take
+/// what is written. Prints the store paths of what was imported, and `mounted on
 /// MOUNTPOINT` when it answers; then runs until SIGINT, SIGTERM or an unmount, as by `cairn umount`.
 /// The first two unmount: the mount leaves the tree at once, and what is open in it can be read for
 /// the time of --grace; a second signal cuts that short.
@@ -29,6 +35,7 @@ const MOUNTED: &str = "mounted on ";
 Examples:
   cairn mount /mnt
   cairn mount --import ./tree /mnt
+  cairn mount --ephemeral /mnt
   cairn mount --daemonize --log-file ~/cairn.log ~/store
   cairn --store grpc+http://host:8000 mount --no-list-root ~/store")]
 pub(crate) struct MountArgs {
@@ -54,6 +61,21 @@ pub(crate) struct MountArgs {
     /// Show no extended attributes, which hold the digests of files and directories
     #[arg(long)]
     no_xattr: bool,
+    /// Let everything be changed: what is written, and what is removed, is kept in this folder
+    ///
+    /// It is made if need be, and what it holds from an earlier mount is seen again. The store stays
+    /// as it is. Only root may, and every user can use the mount as far as the modes allow, which
+    /// let the owner write. Extended attributes of the store are not shown, since a file that was
+    /// changed would keep the digest that it had.
+    #[arg(long, value_name = "UPPER")]
+    writable: Option<PathBuf>,
+    /// The folder that the kernel needs beside --writable, on the same file system; UPPER with
+    /// `.work` behind it unless told
+    #[arg(long, value_name = "FOLDER", requires = "writable")]
+    work: Option<PathBuf>,
+    /// Like --writable, with a folder below TMPDIR that is removed at the end
+    #[arg(long, conflicts_with = "writable")]
+    ephemeral: bool,
     /// Go on in the background: returns once the mount answers, or has failed to
     ///
     /// Log lines then go to --log-file, or else to the system's log, by /dev/log; without either
@@ -100,7 +122,9 @@ impl MountArgs {
                     output.flush().await
                 };
                 imports.run(services, context, &mut signals, print).await?;
-                let mount = self.mount(services, context.space()?).await?;
+                // Removed when the mount has ended.
+                let (layer, temporary) = self.layer()?;
+                let mount = self.mount(services, context.space()?, layer).await?;
                 if context.in_background {
                     background::leave_session()?;
                 }
@@ -115,15 +139,38 @@ impl MountArgs {
                 if context.in_background {
                     background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
-                self.serve(mount, &mut signals).await
+                let served = self.serve(mount, &mut signals).await;
+                remove(temporary).await;
+                served
             })
             .await
+    }
+
+    /// Where what is written goes, and the folder that is to be removed at the end.
+    fn layer(&self) -> Result<(Option<Layer>, Option<TempDir>), Failure> {
+        if self.ephemeral {
+            let folder = tempfile::Builder::new().prefix("cairn-written-").tempdir();
+            let folder = folder.map_err(|error| {
+                Failure::new("a folder for what is written can't be made", error)
+                    .help("set TMPDIR to a directory that can be written to")
+            })?;
+            let (upper, work) = (folder.path().join("upper"), folder.path().join("work"));
+            return Ok((Some(Layer { upper, work }), Some(folder)));
+        }
+        let Some(upper) = self.writable.clone() else { return Ok((None, None)) };
+        let work = self.work.clone().unwrap_or_else(|| {
+            let mut work = upper.clone().into_os_string();
+            work.push(".work");
+            work.into()
+        });
+        Ok((Some(Layer { upper, work }), None))
     }
 
     async fn mount(
         &self,
         services: &Services,
         space: Option<Arc<dyn SpaceSource>>,
+        layer: Option<Layer>,
     ) -> Result<Mount, Failure> {
         let shown = file_system::Services {
             blobs: services.blobs.clone(),
@@ -133,13 +180,15 @@ impl MountArgs {
         let options = FileSystemOptions {
             list_root: !self.no_list_root,
             owner: self.uid_gid.unwrap_or_default(),
-            xattrs: !self.no_xattr,
+            layered: layer.is_some(),
+            xattrs: !self.no_xattr && layer.is_none(),
             space,
             ..FileSystemOptions::default()
         };
         let mount_options = MountOptions {
             allow_other: self.allow_other,
             source: services.path_infos.to_string(),
+            layer,
             ..MountOptions::default()
         };
         let fs = CairnFs::new(shown, options, Handle::current());
@@ -185,7 +234,17 @@ impl MountArgs {
     }
 }
 
-fn failure(mountpoint: &std::path::Path, error: MountError) -> Failure {
+/// Removes what was written to a temporary folder.
+async fn remove(folder: Option<TempDir>) {
+    let Some(folder) = folder else { return };
+    let path = folder.path().to_owned();
+    let removed = tokio::task::spawn_blocking(move || folder.close()).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!(%error, path = %path.display(), "what was written stays");
+    }
+}
+
+fn failure(mountpoint: &Path, error: MountError) -> Failure {
     let shown = mountpoint.display();
     let help = match &error {
         MountError::MountPoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
@@ -194,6 +253,16 @@ fn failure(mountpoint: &std::path::Path, error: MountError) -> Failure {
         MountError::InUse { .. } => {
             Some(format!("choose another directory, or unmount what is there: umount {shown}"))
         }
+        MountError::Layer { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Some("a mount that can be written to needs root".to_owned())
+        }
+        MountError::Layer { .. } => Some(
+            "both folders have to be on one file system that overlayfs can write to, such as ext4, \
+             xfs, btrfs or tmpfs, and neither in the other"
+                .to_owned(),
+        ),
         MountError::NoHelper => Some("install fuse3, or mount as root".to_owned()),
         MountError::Device(_) => Some("load the module with `modprobe fuse`".to_owned()),
         _ => None,

@@ -10,7 +10,7 @@ use std::{
 
 use cairn_castore::{Digest, Name, Node, blob_service::SMALL_BLOB_MAX};
 
-use crate::inodes::NodeId;
+use crate::inodes::{ContentPlace, NodeId};
 
 /// How many directories are observed, those that were read in last.
 const WALKS_MAX: usize = 64;
@@ -63,7 +63,9 @@ pub(crate) struct File {
     /// The kernel must go on asking for this one, which tells that the next batch is due.
     pub(crate) is_marker: bool,
     /// Its number among the directory's entries.
-    index: usize,
+    pub(crate) index: usize,
+    /// See [`Inode::File`](crate::inodes::Inode::File).
+    pub(crate) place: ContentPlace,
 }
 
 impl Batch {
@@ -217,7 +219,7 @@ pub(crate) fn first_files(entries: &[(Name, Node)]) -> Vec<(Digest, u64)> {
 fn small_file(node: &Node) -> Option<File> {
     match *node {
         Node::File { digest, size, executable } if (1..=SMALL_BLOB_MAX as u64).contains(&size) => {
-            Some(File { digest, size, executable, is_marker: false, index: 0 })
+            Some(File { digest, size, executable, is_marker: false, index: 0, place: None })
         }
         _ => None,
     }

@@ -16,7 +16,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{MountError, SUBTYPE, device, is_busy, mount_table, resolve};
+use super::{MountError, SUBTYPE, device, is_busy, layer, mount_table, resolve};
 use crate::file_system::{PID_NAMESPACE, SERVER_NAME};
 
 /// How something is unmounted.
@@ -90,7 +90,8 @@ pub fn unmount(mountpoint: &Path, options: UnmountOptions) -> Result<Unmounted, 
     let path = resolve(mountpoint)?;
     let found = mount_table::find(&path).map_err(MountError::MountTable)?;
     let Some(found) = found else { return Err(UnmountError::NotMounted(path)) };
-    if found.fs_type.strip_prefix("fuse.") != Some(SUBTYPE) {
+    let is_view = layer::is_ours(&found);
+    if !is_view && found.fs_type.strip_prefix("fuse.") != Some(SUBTYPE) {
         return Err(UnmountError::Other { path, fs_type: found.fs_type });
     }
     let refused = |source| MountError::Unmount { path: path.clone(), source };
@@ -100,7 +101,7 @@ pub fn unmount(mountpoint: &Path, options: UnmountOptions) -> Result<Unmounted, 
         return Ok(Unmounted::Detached);
     }
     let started = Instant::now();
-    let server = match ask_within(timeout, path.clone()) {
+    let server = match ask_within(timeout, path.clone(), is_view) {
         None => return Err(UnmountError::NoAnswer { path, timeout }),
         Some(Err(Errno::NOTCONN)) => {
             device::detach(&path).map_err(refused)?;
@@ -131,17 +132,25 @@ struct Server {
 
 /// What [`server`] finds, asked by a thread of its own: one that does not answer holds up whoever
 /// asks for as long as it likes. `None` if it takes too long.
-fn ask_within(timeout: Duration, path: PathBuf) -> Option<Result<Option<Server>, Errno>> {
+fn ask_within(
+    timeout: Duration,
+    path: PathBuf,
+    is_view: bool,
+) -> Option<Result<Option<Server>, Errno>> {
     let (answer, answers) = mpsc::sync_channel(1);
     // Nobody is left to take the answer if it comes late.
-    thread::spawn(move || drop(answer.send(server(&path))));
+    thread::spawn(move || drop(answer.send(server(&path, is_view))));
     answers.recv_timeout(timeout).ok()
 }
 
 /// The process behind a mount, `None` if it is out of our sight. `ENOTCONN` if it is gone.
-fn server(path: &Path) -> Result<Option<Server>, Errno> {
+fn server(path: &Path, is_view: bool) -> Result<Option<Server>, Errno> {
     // Not a `stat`: the kernel answers that from its cache, for a server that is long gone.
-    rustix::fs::statfs(path)?;
+    let ask = || match is_view {
+        true => layer::ask(path),
+        false => rustix::fs::statfs(path).map(drop),
+    };
+    ask()?;
     let Ok(link) = fs::read_link(path.join(SERVER_NAME)) else { return Ok(None) };
     let found = link.to_str().and_then(|text| text.split_once(':'));
     let Some((namespace, pid)) = found else { return Ok(None) };
@@ -152,7 +161,7 @@ fn server(path: &Path) -> Result<Option<Server>, Errno> {
     let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) else { return Ok(None) };
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(None) };
     // It still answers, so the number has not gone to another process meanwhile.
-    rustix::fs::statfs(path)?;
+    ask()?;
     Ok(Some(Server { pid: pid.as_raw_nonzero().get(), handle }))
 }
 

@@ -15,3 +15,4 @@ mod refusals;
 mod semantics;
 mod serving;
 mod sharing;
+mod writable;
