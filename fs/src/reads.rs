@@ -14,6 +14,7 @@ use bytes::Bytes;
 use cairn_castore::{
     BlobError, BlobService, ByteRange, Digest,
     blob_service::{BlobServiceExt as _, SMALL_BLOB_MAX},
+    outboard::GROUP_LEN,
 };
 use parking_lot::Mutex;
 use quick_cache::{
@@ -27,6 +28,9 @@ use crate::{errno::FsError, wait::Waiter};
 /// What is asked of a slow service at a time, in bytes, at offsets that are multiples of it.
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
+/// What is asked of it for one who reads here and there: the least that can be proven by itself.
+const GROUP_BYTES: u64 = GROUP_LEN as u64;
+
 /// The memory that windows may take, in bytes.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -36,8 +40,22 @@ const CACHE_SHARDS: usize = 2;
 /// How many windows are read ahead at the same time.
 const READ_AHEAD_MAX: usize = 8;
 
-/// A window of a blob: its number, counted from 0.
-type Window = (Digest, u64);
+/// Who asks for more than this at once is no one who reads here and there, in bytes: that much only
+/// the kernel asks for, when it has found an order.
+const LITTLE_BYTES: u64 = 64 * 1024;
+
+/// A part of a blob that is fetched at once: its first byte, and how many there are at most.
+type Window = (Digest, u64, u64);
+
+/// The window that a byte is in.
+fn window(digest: &Digest, offset: u64) -> Window {
+    (*digest, offset - offset % WINDOW_BYTES, WINDOW_BYTES)
+}
+
+/// The group that a byte is in.
+fn group(digest: &Digest, offset: u64) -> Window {
+    (*digest, offset - offset % GROUP_BYTES, GROUP_BYTES)
+}
 
 #[derive(Clone)]
 struct ByLength;
@@ -113,7 +131,7 @@ impl Reads {
         let mut contents = vec![None; wanted.len()];
         let (mut digests, mut places) = (Vec::new(), Vec::new());
         for (at, (digest, _)) in wanted.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
-            match self.windows.get_value_or_guard(&(*digest, 0), Some(Duration::ZERO)) {
+            match self.windows.get_value_or_guard(&window(digest, 0), Some(Duration::ZERO)) {
                 GuardResult::Value(bytes) => contents[at] = Some(bytes),
                 GuardResult::Guard(guard) => {
                     digests.push(*digest);
@@ -140,7 +158,7 @@ impl Reads {
 
     /// A small blob will not be asked for again soon.
     pub(crate) fn release(&self, digest: &Digest) {
-        self.windows.remove(&(*digest, 0));
+        self.windows.remove(&window(digest, 0));
     }
 
     fn in_window(
@@ -150,30 +168,41 @@ impl Reads {
         range: ByteRange,
         waiter: &Waiter,
     ) -> Result<Bytes, FsError> {
-        let index = range.offset / WINDOW_BYTES;
-        let sequential = match index.checked_sub(1) {
-            Some(previous) => self.windows.contains_key(&(*digest, previous)),
-            None => range.offset > 0,
+        let here = window(digest, range.offset);
+        let is_there = |window: Window| self.windows.contains_key(&window);
+        let (asked, sequential) = match here.1.checked_sub(1) {
+            None => (here, range.offset > 0),
+            Some(before) if range.length > LITTLE_BYTES || is_there(here) => {
+                (here, is_there(window(digest, before)))
+            }
+            Some(before) if is_there(window(digest, before)) => (here, true),
+            Some(_) => {
+                let asked = group(digest, range.offset);
+                // Who goes on where a group ends reads in order.
+                let follows = asked.1.checked_sub(GROUP_BYTES).is_some_and(|offset| {
+                    offset >= here.1 && is_there((*digest, offset, GROUP_BYTES))
+                });
+                (if follows && !is_there(asked) { here } else { asked }, follows)
+            }
         };
         if sequential {
-            self.read_ahead(digest, size, index + 1, waiter);
+            self.read_ahead(size, (*digest, here.1 + WINDOW_BYTES, WINDOW_BYTES), waiter);
         }
-        let window = match self.windows.get(&(*digest, index)) {
-            Some(window) => window,
-            None => waiter.wait(fetch(&*self.blobs, &self.windows, digest, size, index))?,
+        let bytes = match self.windows.get(&asked) {
+            Some(bytes) => bytes,
+            None => waiter.wait(fetch(&*self.blobs, &self.windows, size, asked))?,
         };
         if range.within(size) == (0..size) {
             // The kernel keeps what it was told.
-            self.windows.remove(&(*digest, index));
+            self.windows.remove(&asked);
         }
-        let start = usize::try_from(range.offset % WINDOW_BYTES).expect("less than a window");
-        Ok(window.slice(start.min(window.len())..))
+        let start = usize::try_from(range.offset - asked.1).expect("less than a window");
+        Ok(bytes.slice(start.min(bytes.len())..))
     }
 
     /// Fetches a window in the background, if the blob has it and not too many are under way.
-    fn read_ahead(&self, digest: &Digest, size: u64, index: u64, waiter: &Waiter) {
-        let there = index.checked_mul(WINDOW_BYTES).is_some_and(|start| start < size);
-        if !there || self.windows.contains_key(&(*digest, index)) {
+    fn read_ahead(&self, size: u64, window: Window, waiter: &Waiter) {
+        if window.1 >= size || self.windows.contains_key(&window) {
             return;
         }
         let mut ahead = self.ahead.lock();
@@ -181,13 +210,13 @@ impl Reads {
         if ahead.len() >= READ_AHEAD_MAX {
             return;
         }
-        let (blobs, windows, digest) = (self.blobs.clone(), self.windows.clone(), *digest);
+        let (blobs, windows) = (self.blobs.clone(), self.windows.clone());
         let deadline = waiter.deadline();
         let task = async move {
-            let fetched = fetch(&*blobs, &windows, &digest, size, index);
+            let fetched = fetch(&*blobs, &windows, size, window);
             // Whoever needs the window asks again, and reports what is wrong then.
             if let Ok(Err(error)) = tokio::time::timeout(deadline, fetched).await {
-                tracing::debug!(%digest, index, %error, "reading ahead failed");
+                tracing::debug!(digest = %window.0, offset = window.1, %error, "reading ahead failed");
             }
         };
         ahead.spawn_on(task, waiter.runtime());
@@ -198,12 +227,12 @@ impl Reads {
 async fn fetch(
     blobs: &dyn BlobService,
     windows: &Cache<Window, Bytes, ByLength>,
-    digest: &Digest,
     size: u64,
-    index: u64,
+    window: Window,
 ) -> Result<Bytes, FsError> {
+    let (digest, offset, length) = &window;
     let fetched = async {
-        let range = ByteRange { offset: index * WINDOW_BYTES, length: WINDOW_BYTES };
+        let range = ByteRange { offset: *offset, length: *length };
         let expected = range.within(size);
         let bytes = if size <= SMALL_BLOB_MAX as u64 {
             small(blobs, digest).await?
@@ -217,7 +246,7 @@ async fn fetch(
         // A copy, since the bytes may be a part of a larger message that would stay as well.
         Ok(Bytes::copy_from_slice(&bytes))
     };
-    windows.get_or_insert_async(&(*digest, index), fetched).await
+    windows.get_or_insert_async(&window, fetched).await
 }
 
 /// A blob that should be a small one, in one round trip.

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     fs::{self, File},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::FileExt as _, process::ExitStatusExt as _},
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -46,6 +46,8 @@ pub(crate) struct Remote {
     waiting: watch::Sender<usize>,
     /// How often each blob was asked for from an offset.
     pub(crate) reads: Arc<Mutex<HashMap<(Digest, u64), usize>>>,
+    /// How many bytes each request for a range was for.
+    lengths: Arc<Mutex<Vec<u64>>>,
     /// How many blobs each request for many was for.
     pub(crate) batches: Arc<Mutex<Vec<usize>>>,
     gets: Arc<Mutex<HashMap<Digest, usize>>>,
@@ -59,6 +61,7 @@ impl Remote {
             stuck: Arc::new(stuck.into_iter().collect()),
             waiting: watch::Sender::new(0),
             reads: Arc::default(),
+            lengths: Arc::default(),
             batches: Arc::default(),
             gets: Arc::default(),
         }
@@ -111,6 +114,7 @@ impl BlobService for Remote {
 
     async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
         *self.reads.lock().entry((*digest, range.offset)).or_default() += 1;
+        self.lengths.lock().push(range.length);
         self.answer(digest).await;
         self.blobs.read(digest, range).await
     }
@@ -193,6 +197,25 @@ fn a_remote_blob_is_read_whole_and_each_window_fetched_once() {
         assert_eq!(fetches(window), Some(1), "window {window}");
     }
     assert_eq!(reads.len(), 7);
+}
+
+#[test]
+fn who_reads_here_and_there_causes_little_to_be_fetched() {
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let expected = bytes(20 * 1024 * 1024);
+    let file = store.file(expected.clone());
+    let remote = Remote::new(&store, []);
+    let mounted = remote.mount(&store, store.directory([("f", file)]), NEVER);
+    let file = File::open(mounted.path("f")).unwrap();
+    for offset in [17_000_000, 3_000_000, 12_000_000, 8_000_000] {
+        let mut read = [0; 4096];
+        file.read_exact_at(&mut read, offset).unwrap();
+        assert_eq!(read, expected[offset as usize..][..4096]);
+    }
+    assert_eq!(*remote.lengths.lock(), [256 * 1024; 4]);
 }
 
 #[test]
