@@ -176,32 +176,36 @@ fn write_large(path: &Path) {
     }
 }
 
-/// Makes an image of the source and mounts it, if the place is one.
+/// Makes an image of the source, unless it is there, and mounts it, if the place is one.
 fn show_image(scene: &Scene, source: &Path, place: Place) -> Option<Mounted> {
-    let image = scene.path(&format!("{place:?}.image"));
-    let words = |words: &[&str], paths: &[&Path]| -> Vec<std::ffi::OsString> {
-        let words = words.iter().map(Into::into);
-        words.chain(paths.iter().map(|path| path.as_os_str().to_owned())).collect()
-    };
-    match place {
+    let (image, program, options): (_, _, &[&str]) = match place {
         Place::Disk | Place::Cairn | Place::Tcp => return None,
-        Place::Erofs => command("mkfs.erofs", words(&["-zlz4"], &[&image, source])),
+        Place::Erofs => (scene.path("erofs.image"), "mkfs.erofs", &["-zlz4"]),
+        // The level that is the default takes minutes, and reads no slower.
         Place::Squashfs | Place::Squashfuse => {
-            command(
-                "mksquashfs",
-                [words(&[], &[source, &image]), words(&["-comp", "zstd"], &[])].concat(),
-            );
+            let zstd = &["-comp", "zstd", "-Xcompression-level", "3"];
+            (scene.path("squashfs.image"), "mksquashfs", zstd)
         }
+    };
+    if !image.exists() {
+        let (source, image) = (source.as_os_str(), image.as_os_str());
+        let options = options.iter().map(OsStr::new);
+        let words: Vec<&OsStr> = match place {
+            Place::Erofs => options.chain([image, source]).collect(),
+            _ => [source, image].into_iter().chain(options).collect(),
+        };
+        command(program, words);
     }
     let mountpoint = scene.new_folder(&format!("{place:?}"));
+    let paths = [image.as_os_str(), mountpoint.as_os_str()];
+    let mount = |kind| {
+        let words = ["-t", kind, "-o", "loop,ro"].into_iter().map(OsStr::new);
+        command("mount", words.chain(paths));
+    };
     match place {
-        Place::Erofs => {
-            command("mount", words(&["-t", "erofs", "-o", "loop,ro"], &[&image, &mountpoint]));
-        }
-        Place::Squashfs => {
-            command("mount", words(&["-t", "squashfs", "-o", "loop,ro"], &[&image, &mountpoint]));
-        }
-        _ => command("squashfuse", words(&[], &[&image, &mountpoint])),
+        Place::Erofs => mount("erofs"),
+        Place::Squashfs => mount("squashfs"),
+        _ => command("squashfuse", paths),
     }
     Some(Mounted(mountpoint))
 }
