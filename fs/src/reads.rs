@@ -168,24 +168,19 @@ impl Reads {
         range: ByteRange,
         waiter: &Waiter,
     ) -> Result<Bytes, FsError> {
-        let here = window(digest, range.offset);
+        let (here, group) = (window(digest, range.offset), group(digest, range.offset));
         let is_there = |window: Window| self.windows.contains_key(&window);
-        let (asked, sequential) = match here.1.checked_sub(1) {
-            None => (here, range.offset > 0),
-            Some(before) if range.length > LITTLE_BYTES || is_there(here) => {
-                (here, is_there(window(digest, before)))
-            }
-            Some(before) if is_there(window(digest, before)) => (here, true),
-            Some(_) => {
-                let asked = group(digest, range.offset);
-                // Who goes on where a group ends reads in order.
-                let follows = asked.1.checked_sub(GROUP_BYTES).is_some_and(|offset| {
-                    offset >= here.1 && is_there((*digest, offset, GROUP_BYTES))
-                });
-                (if follows && !is_there(asked) { here } else { asked }, follows)
-            }
+        let follows = |(_, start, length): Window| match start.checked_sub(length) {
+            Some(before) => is_there((*digest, before, length)),
+            None => range.offset > 0,
         };
-        if sequential {
+        let in_order = follows(here) || follows(group);
+        let here_and_there = here.1 > 0 && range.length <= LITTLE_BYTES && !in_order;
+        let asked = match is_there(here) {
+            false if here_and_there || is_there(group) => group,
+            _ => here,
+        };
+        if in_order {
             self.read_ahead(size, (*digest, here.1 + WINDOW_BYTES, WINDOW_BYTES), waiter);
         }
         let bytes = match self.windows.get(&asked) {
