@@ -6,7 +6,7 @@ use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
 use cairn_castore::{Digest, Name, Node, SymlinkTarget};
 use parking_lot::Mutex;
 
-use crate::attributes;
+use crate::{attributes, memory};
 
 /// The number by which the kernel knows an inode. Never used again for another.
 pub(crate) type NodeId = u64;
@@ -178,28 +178,40 @@ impl Inodes {
 
     /// The kernel forgets some of the times that it was told of inodes.
     pub(crate) fn forget(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
-        let table = &mut *self.table.lock();
+        let mut table = self.table.lock();
         for (id, count) in forgotten {
-            let Some(held) = table.by_id.get_mut(&id) else { continue };
-            if held.lookups == u32::MAX {
-                continue;
-            }
-            held.lookups = held.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
-            if held.lookups == 0 {
-                table.by_inode.remove(&held.inode);
-                table.by_id.remove(&id);
-            }
+            table.forget(id, count);
         }
-        if table.by_id.len() < table.by_id.capacity() / 4 {
+        let capacity = table.by_id.capacity();
+        let shrinks = capacity > 2 * SHRINK_MIN && table.by_id.len() < capacity / 4;
+        if shrinks {
             let room = (table.by_id.len() * 2).max(SHRINK_MIN);
             table.by_id.shrink_to(room);
             table.by_inode.shrink_to(room);
+        }
+        drop(table);
+        if shrinks {
+            memory::give_back();
         }
     }
 
     /// How many inodes the kernel holds, the root included.
     pub(crate) fn len(&self) -> usize {
         self.table.lock().by_id.len() + 1
+    }
+}
+
+impl Table {
+    fn forget(&mut self, id: NodeId, count: u64) {
+        let Some(held) = self.by_id.get_mut(&id) else { return };
+        if held.lookups == u32::MAX {
+            return;
+        }
+        held.lookups = held.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+        if held.lookups == 0 {
+            self.by_inode.remove(&held.inode);
+            self.by_id.remove(&id);
+        }
     }
 }
 

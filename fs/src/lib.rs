@@ -10,6 +10,7 @@ pub mod file_system;
 pub mod fuse;
 mod inodes;
 mod listing;
+mod memory;
 mod reads;
 mod root_names;
 pub mod space;
