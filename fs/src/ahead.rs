@@ -10,10 +10,9 @@ use std::{
     fmt, io,
     sync::{
         Arc, OnceLock,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,7 +28,6 @@ use crate::{
     directories::Directories,
     file_system::CairnFs,
     inodes::{Inode, Inodes, NodeId, Seen},
-    memory,
     reads::Reads,
     wait::Waiter,
 };
@@ -40,9 +38,6 @@ const QUEUE_MAX: usize = 16;
 
 /// How many batches are fetched from a slow store at the same time.
 const FETCHES_MAX: usize = 8;
-
-/// When nothing was read ahead for so long, a walk is over, and the memory that it took goes back.
-const REST: Duration = Duration::from_secs(2);
 
 /// The part of a request's deadline that a batch may take. Whoever waits for one of its files, while
 /// another is stuck, then asks for it alone.
@@ -185,21 +180,10 @@ impl CairnFs {
 
 impl Shared {
     fn serve(self: &Arc<Self>, jobs: &Receiver<Job>) {
-        let mut is_resting = true;
-        loop {
-            let job = match is_resting {
-                true => jobs.recv().map_err(RecvTimeoutError::from),
-                false => jobs.recv_timeout(REST),
-            };
-            is_resting = false;
+        for job in jobs {
             match job {
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {
-                    memory::give_back();
-                    is_resting = true;
-                }
-                Ok(Job::Read(batch, jobs)) => self.read(batch, jobs),
-                Ok(Job::Store(batch, contents)) => {
+                Job::Read(batch, jobs) => self.read(batch, jobs),
+                Job::Store(batch, contents) => {
                     for (file, bytes) in batch.files.iter().zip(contents) {
                         match (self.taker(&batch, file), bytes) {
                             (Some(id), Some(bytes)) => self.store(id, file, &bytes),

@@ -27,7 +27,7 @@ use rustix::{
 pub use self::layer::Layer;
 pub use self::removal::{UnmountError, UnmountOptions, Unmounted, unmount};
 use self::{crew::Crew, layer::HiddenFolder, mount_table::MountEntry};
-use crate::file_system::CairnFs;
+use crate::{file_system::CairnFs, memory};
 
 /// The kind of file system that the mount table shows: what comes behind `fuse.`.
 pub const SUBTYPE: &str = "cairn";
@@ -45,6 +45,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How long an unmount waits for the serving threads to end.
 const END_MAX: Duration = Duration::from_secs(5);
+
+/// When a mount was asked for nothing for so long, its memory that is free goes back to the system.
+const REST: Duration = Duration::from_secs(2);
 
 /// How much the kernel reads ahead of a sequential reader, in KiB. It has 128 by itself.
 const READ_AHEAD_KIB: u32 = 1024;
@@ -235,8 +238,27 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
         mount.mountpoint = mountpoint;
         mount.device = Some(mount.device_there()?);
     }
+    tidy_at_rest(&mount);
     tracing::info!(mountpoint = %mount.mountpoint.display(), "mounted");
     Ok(mount)
+}
+
+/// Has memory given back whenever the mount comes to rest, until it ends.
+fn tidy_at_rest(mount: &Mount) {
+    let crew = Arc::downgrade(&mount.crew);
+    mount.fs.waiter.runtime().spawn(async move {
+        let (mut before, mut tidied) = (0, 0);
+        loop {
+            tokio::time::sleep(REST).await;
+            let Some(requests) = crew.upgrade().map(|crew| crew.request_count()) else { return };
+            if requests == before && requests != tidied {
+                tidied = requests;
+                // It may take long enough to be in the way of others.
+                let _ = tokio::task::spawn_blocking(memory::give_back).await;
+            }
+            before = requests;
+        }
+    });
 }
 
 /// The mount point as the mount table writes it: absolute and without symlinks. Does not touch

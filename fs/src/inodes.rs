@@ -6,7 +6,7 @@ use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
 use cairn_castore::{Digest, Name, Node, SymlinkTarget};
 use parking_lot::Mutex;
 
-use crate::{attributes, memory};
+use crate::attributes;
 
 /// The number by which the kernel knows an inode. Never used again for another.
 pub(crate) type NodeId = u64;
@@ -178,20 +178,14 @@ impl Inodes {
 
     /// The kernel forgets some of the times that it was told of inodes.
     pub(crate) fn forget(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
-        let mut table = self.table.lock();
+        let table = &mut *self.table.lock();
         for (id, count) in forgotten {
             table.forget(id, count);
         }
-        let capacity = table.by_id.capacity();
-        let shrinks = capacity > 2 * SHRINK_MIN && table.by_id.len() < capacity / 4;
-        if shrinks {
+        if table.by_id.len() < table.by_id.capacity() / 4 {
             let room = (table.by_id.len() * 2).max(SHRINK_MIN);
             table.by_id.shrink_to(room);
             table.by_inode.shrink_to(room);
-        }
-        drop(table);
-        if shrinks {
-            memory::give_back();
         }
     }
 

@@ -16,6 +16,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use cairn_tests::{
@@ -34,6 +35,9 @@ const LARGE_BYTES: u64 = 1 << 30;
 /// How many reads are made at random places of it, and the bytes of each.
 const RANDOM_READS: usize = 20_000;
 const RANDOM_BYTES: usize = 4096;
+
+/// How long a mount may take to give its memory back.
+const REST: Duration = Duration::from_secs(4);
 
 /// How many names that are not there are asked for.
 const MISSES: usize = 100_000;
@@ -294,6 +298,8 @@ fn read_at(file: &Path, offsets: &[u64]) {
 fn note_memory(mount: &mut Mount, own: &mut Memory) {
     own.peak = own.peak.max(peak_memory(mount.process()));
     drop_caches();
+    // The kernel tells of what it has forgotten behind our back.
+    thread::sleep(REST);
     own.after = own.after.max(memory(mount.process()));
 }
 
