@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_castore::{Digest, Directory, blob_service::SMALL_BLOB_MAX};
+use cairn_castore::{Digest, Directory};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -120,7 +120,7 @@ impl Ahead {
 
 /// Whether this is a file of which others may be read ahead.
 pub(crate) fn is_small(inode: &Inode) -> bool {
-    matches!(inode, Inode::File { size, .. } if (1..=SMALL_BLOB_MAX as u64).contains(size))
+    matches!(inode, Inode::File { size, .. } if walks::is_small(*size))
 }
 
 /// Files of several directories, in order, in as few parts as they may be fetched in.

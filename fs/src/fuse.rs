@@ -142,10 +142,10 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// A folder for what is written can't be made.
-    #[error("{}, for what is written, can't be made", path.display())]
+    /// A folder for what is written can't be made, or one to mount below it.
+    #[error("a folder that a mount that can be written to needs can't be made: {}", path.display())]
     LayerFolder {
-        /// The folder.
+        /// The folder, or where it would be.
         path: PathBuf,
         /// What happened.
         #[source]
@@ -217,7 +217,10 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
     }
     let hidden = match options.layer {
         None => None,
-        Some(_) => Some(HiddenFolder::new().map_err(unusable)?),
+        Some(_) => {
+            let unmade = |source| MountError::LayerFolder { path: std::env::temp_dir(), source };
+            Some(HiddenFolder::new().map_err(unmade)?)
+        }
     };
     let at = hidden.as_ref().map_or(&*mountpoint, HiddenFolder::path).to_owned();
     let device = device::mount(&at, &options)?;

@@ -4,7 +4,7 @@
 //!
 //! `cargo bench -p cairn-tests --bench imports -- [--runs N] [--sets SET,…] [--ways WAY,…]`, with
 //! the sets `linux`, `rust`, `small` and `large`, and the ways of [`WAYS`]. Everything is written
-//! below `TMPDIR`, which needs some 60 GB of room for all of it.
+//! below `TMPDIR`, which needs some 90 GB of room for all of it.
 #![allow(clippy::unwrap_used, reason = "a benchmark that can't go on panics")]
 
 use std::{

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use cairn_castore::{Digest, Directory, Node};
+use cairn_castore::{Digest, Directory, Name, Node};
 use futures::{StreamExt as _, stream};
 
 use crate::{
@@ -179,9 +179,7 @@ impl Way {
                 let fetches = ahead.into_iter().map(|digest| async move {
                     let _ = directories.fetch(&digest).await;
                 });
-                let loaded = loaded.clone();
                 stream::iter(fetches).buffer_unordered(FETCH_MAX).collect::<()>().await;
-                drop(loaded);
             }
             *at = index + 1;
             let child = directories.fetch(&digest).await?;
@@ -199,7 +197,7 @@ impl Way {
 }
 
 /// The first directory among entries from one on, and its number.
-fn subdirectory(entries: &[(cairn_castore::Name, Node)], from: usize) -> Option<(usize, Digest)> {
+fn subdirectory(entries: &[(Name, Node)], from: usize) -> Option<(usize, Digest)> {
     entries.iter().enumerate().skip(from).find_map(|(at, (_, node))| match node {
         Node::Directory { digest, .. } => Some((at, *digest)),
         _ => None,
@@ -207,7 +205,7 @@ fn subdirectory(entries: &[(cairn_castore::Name, Node)], from: usize) -> Option<
 }
 
 /// Some directories among entries from one on, and where they end.
-fn subdirectories(entries: &[(cairn_castore::Name, Node)], from: usize) -> (Vec<Digest>, usize) {
+fn subdirectories(entries: &[(Name, Node)], from: usize) -> (Vec<Digest>, usize) {
     let mut digests = Vec::new();
     for (at, (_, node)) in entries.iter().enumerate().skip(from) {
         if let Node::Directory { digest, .. } = node {
@@ -223,8 +221,7 @@ fn subdirectories(entries: &[(cairn_castore::Name, Node)], from: usize) -> (Vec<
 #[cfg(test)]
 mod tests {
     use cairn_castore::{
-        DirectoryService, Name, directory::SizeRule,
-        directory_service::memory::MemoryDirectoryService,
+        DirectoryService, directory::SizeRule, directory_service::memory::MemoryDirectoryService,
     };
 
     use super::*;

@@ -215,10 +215,15 @@ pub(crate) fn first_files(entries: &[(Name, Node)]) -> Vec<(Digest, u64)> {
         .collect()
 }
 
+/// Whether a file of this size is read ahead.
+pub(crate) fn is_small(size: u64) -> bool {
+    (1..=SMALL_BLOB_MAX as u64).contains(&size)
+}
+
 /// The file of an entry, if it is one that is read ahead.
 fn small_file(node: &Node) -> Option<File> {
     match *node {
-        Node::File { digest, size, executable } if (1..=SMALL_BLOB_MAX as u64).contains(&size) => {
+        Node::File { digest, size, executable } if is_small(size) => {
             Some(File { digest, size, executable, is_marker: false, index: 0, place: None })
         }
         _ => None,

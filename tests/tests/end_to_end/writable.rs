@@ -161,6 +161,9 @@ fn folders_that_can_not_be_used_are_told() {
     let work = upper.join("work");
     let options = ["--writable", upper.to_str().unwrap(), "--work", work.to_str().unwrap()];
     mount(&options).failed(1, &["upper", "work", "one file system"]);
+    let mut unmade = cairn.command(["mount", "--writable", upper.to_str().unwrap()]);
+    let unmade = run(unmade.arg(&mountpoint).env("TMPDIR", scene.path("none")));
+    unmade.failed(1, &[scene.path("none").to_str().unwrap(), "can't be made"]);
     mount(&["--work", "/x"]).failed(2, &["--writable"]);
     mount(&["--writable", "/x", "--ephemeral"]).failed(2, &["--ephemeral"]);
     assert!(!is_mounted(&mountpoint));
