@@ -123,22 +123,23 @@ pub(crate) fn is_small(inode: &Inode) -> bool {
     matches!(inode, Inode::File { size, .. } if walks::is_small(*size))
 }
 
+/// Files with their sizes, and the directories that they are in.
+type Files = (Vec<(Digest, u64)>, Vec<Digest>);
+
 /// Files of several directories, in order, in as few parts as they may be fetched in.
-fn batches(directories: Vec<Vec<(Digest, u64)>>) -> Vec<Vec<(Digest, u64)>> {
-    let mut batches: Vec<Vec<(Digest, u64)>> = Vec::new();
+fn batches(directories: Vec<(Digest, Vec<(Digest, u64)>)>) -> Vec<Files> {
+    let mut batches: Vec<Files> = Vec::new();
     let mut bytes = 0;
-    for files in directories {
+    for (directory, files) in directories {
         let more: u64 = files.iter().map(|(_, size)| size).sum();
-        match batches.last_mut() {
-            Some(last) if bytes + more <= BATCH_BYTES => {
-                bytes += more;
-                last.extend(files);
-            }
-            _ => {
-                bytes = more;
-                batches.push(files);
-            }
+        if batches.is_empty() || bytes + more > BATCH_BYTES {
+            bytes = 0;
+            batches.push((Vec::new(), Vec::new()));
         }
+        bytes += more;
+        let (all, places) = batches.last_mut().expect("there is one by now");
+        places.extend(files.iter().map(|_| directory));
+        all.extend(files);
     }
     batches
 }
@@ -248,12 +249,15 @@ impl Shared {
             let digests = next.iter().map(|(digest, _)| *digest).collect();
             let due = shared.courses.lock().extended(&extension, digests);
             let due = next.into_iter().filter(|(digest, _)| due.contains(digest));
-            let wanted = due.map(|(_, loaded)| first_files(loaded.directory.entries())).collect();
-            let fetches = batches(wanted).into_iter().map(|files| {
+            let wanted =
+                due.map(|(digest, loaded)| (digest, first_files(loaded.directory.entries())));
+            let fetches = batches(wanted.collect()).into_iter().map(|(files, places)| {
                 let shared = shared.clone();
                 async move {
                     let Ok(_permit) = shared.fetches.acquire().await else { return };
-                    let fetched = shared.reads.fetch_many(&files, |_| true);
+                    // A reader who is there by now sees to the directory itself.
+                    let is_wanted = |at: usize| shared.courses.lock().expect(&places[at]);
+                    let fetched = shared.reads.fetch_many(&files, is_wanted);
                     match timeout(shared.waiter.deadline() / PATIENCE, fetched).await {
                         Ok(Ok(_)) => {}
                         Ok(Err(error)) => tracing::debug!(%error, "reading ahead failed"),

@@ -108,13 +108,21 @@ impl Courses {
         Some(Extension { course: course.id, depth: course.depth, fetched })
     }
 
+    /// Whether a reader is expected to come to this directory, and has not begun it.
+    pub(crate) fn expect(&self, directory: &Digest) -> bool {
+        let mut expected = self.recent.iter().flat_map(|course| &course.next);
+        expected.any(|next| next.directory == *directory)
+    }
+
     /// What comes after the directory that an extension was asked for with. Gives those whose files
     /// are to be fetched now.
     pub(crate) fn extended(&mut self, extension: &Extension, next: Vec<Digest>) -> Vec<Digest> {
+        // A reader who was faster than the search counts as another one by now.
+        let is_begun = |directory: &Digest| self.recent.iter().any(|it| it.last == *directory);
+        let begun = next.iter().rposition(is_begun);
         let asked = |course: &&mut Course| course.id == extension.course;
         let Some(course) = self.recent.iter_mut().find(asked) else { return Vec::new() };
         course.is_extending = false;
-        let begun = next.iter().position(|directory| *directory == course.last);
         let next = next.into_iter().enumerate().skip(begun.map_or(0, |at| at + 1));
         let expected = next.map(|(at, directory)| {
             let is_fetched = at < extension.depth;
