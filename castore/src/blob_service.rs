@@ -8,6 +8,7 @@ pub mod memory;
 pub mod object_store;
 mod proof;
 mod status;
+pub mod whole_files;
 
 use std::{fmt, fs::File, io};
 
@@ -80,6 +81,10 @@ pub trait BlobService: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// The blob as an open file that holds just its bytes, uncompressed, from offset 0, where the
     /// service has such a file.
     fn lend(&self, digest: &Digest) -> Option<File>;
+
+    /// Wishes that [`lend`](Self::lend) had the blob. A service that makes such files begins to, in
+    /// the background; another does nothing. Never waits.
+    fn keep_whole(&self, digest: &Digest);
 }
 
 /// A range of a blob's bytes.

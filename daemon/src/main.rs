@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod background;
+mod byte_size;
 mod cli;
 mod commands;
 mod exit;

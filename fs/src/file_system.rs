@@ -8,7 +8,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::MetadataExt as _,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -36,6 +36,7 @@ use crate::{
     errno::{Failures, FsError},
     inodes::{ContentPlace, Inode, Inodes, NodeId, ROOT, Seen},
     listing::{Cursors, Reply},
+    passthrough::{Backing, Passthrough},
     reads::Reads,
     root_names::RootNames,
     space::{RecentSpace, SpaceSource},
@@ -125,6 +126,7 @@ pub struct CairnFs {
     pub(crate) ahead: Ahead,
     pub(crate) inodes: Arc<Inodes>,
     pub(crate) reads: Arc<Reads>,
+    passthrough: OnceLock<Passthrough>,
     names: RootNames,
     space: RecentSpace,
     failures: Failures,
@@ -150,6 +152,7 @@ impl CairnFs {
             waiter,
             inodes,
             reads,
+            passthrough: OnceLock::new(),
             names: RootNames::new(services.roots.clone()),
             space: RecentSpace::new(options.space.clone()),
             failures: Failures::new(),
@@ -171,6 +174,19 @@ impl CairnFs {
     pub(crate) fn content_place(&self, parent_ino: u64, name: &Name) -> ContentPlace {
         let place = || NonZeroU64::new(attributes::place_ino(parent_ino, name.as_ref()));
         self.options.layered.then(place).flatten()
+    }
+
+    /// Has the kernel read large files by itself, where the blob service lends them. To be called
+    /// before the first request.
+    pub(crate) fn pass_through_by(&self, backing: Box<dyn Backing>) {
+        let passthrough = Passthrough::new(self.services.blobs.clone(), backing);
+        let first = self.passthrough.set(passthrough);
+        debug_assert!(first.is_ok(), "a file system has one transport");
+    }
+
+    /// The large files, if the kernel is to read them by itself.
+    pub(crate) fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.get().filter(|passthrough| passthrough.is_on())
     }
 
     fn face(&self) -> Face {
@@ -412,12 +428,18 @@ impl FileSystem for CairnFs {
     fn open(
         &self,
         _: &Context,
-        _: NodeId,
+        id: NodeId,
         flags: u32,
         _: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         if flags & libc::O_ACCMODE.cast_unsigned() != libc::O_RDONLY.cast_unsigned() {
             return read_only();
+        }
+        if let Some(passthrough) = self.passthrough() {
+            return Ok(match &*self.inode(id)? {
+                Inode::File { digest, size, .. } => passthrough.open(id, digest, *size),
+                _ => (None, OpenOptions::KEEP_CACHE, None),
+            });
         }
         if self.zero_message_open.load(Ordering::Relaxed) {
             return Err(Errno::NOSYS.into());
@@ -445,19 +467,26 @@ impl FileSystem for CairnFs {
         {
             self.read_ahead_of(seen);
         }
+        if let (Some(passthrough), Inode::File { digest, size, .. }) = (self.passthrough(), &*inode)
+        {
+            passthrough.note_read(digest, *size, range.length);
+        }
         self.copy_bytes(&inode, range, w)
     }
 
     fn release(
         &self,
         _: &Context,
-        _: NodeId,
+        id: NodeId,
         _: u32,
-        _: u64,
+        handle: u64,
         _: bool,
         _: bool,
         _: Option<u64>,
     ) -> io::Result<()> {
+        if let Some(passthrough) = self.passthrough.get() {
+            passthrough.release(id, handle);
+        }
         Ok(())
     }
 

@@ -1,17 +1,22 @@
 //! The FUSE transport: a file system is mounted in a folder of this machine, served, and unmounted.
 //! What it answers is in `file_system`; who serves is in `fuse/crew`, how the kernel is reached in
-//! `fuse/device`, what is mounted already in `fuse/mount_table`, and how another process unmounts
-//! in `fuse/removal`. A view that can be written to is made in `fuse/layer`.
+//! `fuse/device`, what is agreed with it in `fuse/init`, what is mounted already in
+//! `fuse/mount_table`, and how another process unmounts in `fuse/removal`. Files that the kernel
+//! reads by itself reach it by `fuse/backing`, and a view that can be written to is made in
+//! `fuse/layer`.
 
+mod backing;
 mod crew;
 mod device;
+mod init;
 mod interrupts;
 mod layer;
 mod mount_table;
 mod removal;
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,7 +31,7 @@ use rustix::{
 
 pub use self::layer::Layer;
 pub use self::removal::{UnmountError, UnmountOptions, Unmounted, unmount};
-use self::{crew::Crew, layer::HiddenFolder, mount_table::MountEntry};
+use self::{backing::DeviceBacking, crew::Crew, layer::HiddenFolder, mount_table::MountEntry};
 use crate::{file_system::CairnFs, memory};
 
 /// The kind of file system that the mount table shows: what comes behind `fuse.`.
@@ -53,7 +58,7 @@ const REST: Duration = Duration::from_secs(2);
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// How a file system is mounted.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct MountOptions {
     /// Whether users other than the one who mounts may use the mount. Those who are not root need
     /// `user_allow_other` in `/etc/fuse.conf` for it.
@@ -67,6 +72,18 @@ pub struct MountOptions {
     /// Makes the mount a view that can be written to, by the kernel's overlay file system. Only
     /// root may. All users can use it, as far as the modes allow.
     pub layer: Option<Layer>,
+    /// Has the kernel read large files by itself where the blob service lends them. Only root may.
+    /// It makes opening any file a request to this process, which the kernel otherwise spares.
+    pub passthrough: Option<Passthrough>,
+}
+
+/// How a mount comes to have the kernel read large files by itself.
+#[derive(Debug)]
+pub struct Passthrough {
+    /// A file such as the blob service lends, by which it is seen whether the kernel takes them.
+    pub sample: File,
+    /// Whether there is to be no mount where the kernel does not. Otherwise it is one without.
+    pub is_required: bool,
 }
 
 impl Default for MountOptions {
@@ -78,6 +95,7 @@ impl Default for MountOptions {
             threads: cores.clamp(2, IDLE_THREADS_MAX),
             max_threads: MAX_THREADS,
             layer: None,
+            passthrough: None,
         }
     }
 }
@@ -169,6 +187,9 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not read files by itself.
+    #[error("the kernel does not pass reads of large files through")]
+    Passthrough(#[source] io::Error),
     /// The kernel refused to unmount.
     #[error("{} can't be unmounted", path.display())]
     Unmount {
@@ -225,6 +246,10 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
     let at = hidden.as_ref().map_or(&*mountpoint, HiddenFolder::path).to_owned();
     let device = device::mount(&at, &options)?;
     let fs = Arc::new(fs);
+    if options.passthrough.is_some() {
+        let backing = DeviceBacking::new(&device).map_err(MountError::Passthrough)?;
+        fs.pass_through_by(Box::new(backing));
+    }
     let crew = Crew::new(device, fs.clone(), options.threads, options.max_threads);
     let mut mount = Mount { mountpoint: at, device: None, connection: None, crew, fs };
     // From here on an error unmounts, since `mount` is dropped.
@@ -236,6 +261,16 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
     mount.device = Some(device);
     mount.connection = Some(minor(device));
     raise_read_ahead(device);
+    if let (Some(wanted), Some(passthrough)) = (&options.passthrough, mount.fs.passthrough()) {
+        match passthrough.try_with(&wanted.sample) {
+            Ok(()) => {}
+            Err(error) if wanted.is_required => return Err(MountError::Passthrough(error)),
+            Err(error) => {
+                tracing::info!(%error, "the kernel does not pass reads of large files through");
+                passthrough.turn_off();
+            }
+        }
+    }
     if let Some(layer) = &options.layer {
         layer::mount(&mountpoint, &mount.mountpoint, layer, &options.source)?;
         mount.mountpoint = mountpoint;

@@ -11,9 +11,12 @@ pub mod fuse;
 mod inodes;
 mod listing;
 mod memory;
+mod passthrough;
 mod reads;
 mod root_names;
 pub mod space;
 mod wait;
 
 pub use cairn_castore::roots;
+
+pub use passthrough::PASSTHROUGH_MIN_BYTES;

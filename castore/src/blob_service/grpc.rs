@@ -669,6 +669,8 @@ impl BlobService for GrpcBlobService {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 impl fmt::Display for GrpcBlobService {

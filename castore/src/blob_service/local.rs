@@ -404,6 +404,8 @@ impl BlobService for LocalBlobService {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 #[cfg(test)]

@@ -181,6 +181,8 @@ impl BlobService for MemoryBlobService {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 impl fmt::Display for MemoryBlobService {

@@ -379,6 +379,8 @@ impl BlobService for ObjectStoreBlobService {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 impl fmt::Display for ObjectStoreBlobService {

@@ -486,6 +486,8 @@ impl BlobService for Bad {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 #[tokio::test]

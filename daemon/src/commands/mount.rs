@@ -1,5 +1,7 @@
 //! `cairn mount`: shows the trees of a store as a file system until it is unmounted.
 
+mod profile;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +18,7 @@ use clap::Args;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
+use self::profile::ProfileArgs;
 use super::import::{Imports, StatCacheArgs};
 use crate::{background, cli::Context, exit::Failure, output::Output, signals::EndSignals};
 
@@ -61,6 +64,8 @@ pub(crate) struct MountArgs {
     /// Show no extended attributes, which hold the digests of files and directories
     #[arg(long)]
     no_xattr: bool,
+    #[command(flatten)]
+    profile: ProfileArgs,
     /// Let everything be changed: what is written, and what is removed, is kept in this folder
     ///
     /// It is made if need be, and what it holds from an earlier mount is seen again. The store stays
@@ -172,8 +177,9 @@ impl MountArgs {
         space: Option<Arc<dyn SpaceSource>>,
         layer: Option<Layer>,
     ) -> Result<Mount, Failure> {
+        let (blobs, passthrough) = self.profile.apply(services.blobs.clone()).await?;
         let shown = file_system::Services {
-            blobs: services.blobs.clone(),
+            blobs,
             directories: services.directories.clone(),
             roots: Arc::new(StoreRoots::new(services.path_infos.clone())),
         };
@@ -189,6 +195,7 @@ impl MountArgs {
             allow_other: self.allow_other,
             source: services.path_infos.to_string(),
             layer,
+            passthrough,
             ..MountOptions::default()
         };
         let fs = CairnFs::new(shown, options, Handle::current());
@@ -261,6 +268,11 @@ fn failure(mountpoint: &Path, error: MountError) -> Failure {
         MountError::Layer { .. } => Some(
             "both folders have to be on one file system that overlayfs can write to, such as ext4, \
              xfs, btrfs or tmpfs, and neither in the other"
+                .to_owned(),
+        ),
+        MountError::Passthrough(_) => Some(
+            "it needs root, Linux 6.9 or later, and whole files on a file system that stands above \
+             no other; --profile cache works everywhere"
                 .to_owned(),
         ),
         MountError::NoHelper => Some("install fuse3, or mount as root".to_owned()),

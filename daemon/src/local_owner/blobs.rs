@@ -83,6 +83,12 @@ impl BlobService for SharedBlobService {
     fn lend(&self, digest: &Digest) -> Option<File> {
         self.0.current().ok()?.blobs.lend(digest)
     }
+
+    fn keep_whole(&self, digest: &Digest) {
+        if let Ok(store) = self.0.current() {
+            store.blobs.keep_whole(digest);
+        }
+    }
 }
 
 fn unavailable(

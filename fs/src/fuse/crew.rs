@@ -27,7 +27,10 @@ use rustix::{
 };
 use tokio::sync::watch;
 
-use super::interrupts::{self, Interrupts, Serving};
+use super::{
+    init,
+    interrupts::{self, Interrupts, Serving},
+};
 use crate::{file_system::CairnFs, inodes::NodeId};
 
 /// The most bytes of a file or listing that one request asks for.
@@ -40,6 +43,7 @@ const HEADER_BYTES: usize = 4096;
 /// A mount's threads.
 pub(crate) struct Crew {
     device: OwnedFd,
+    fs: Arc<CairnFs>,
     server: Server<Arc<CairnFs>>,
     /// How many threads wait for requests at most.
     idle_max: usize,
@@ -75,6 +79,7 @@ impl Crew {
         let idle_max = idle_max.max(1);
         let crew = Arc::new(Self {
             device,
+            fs: fs.clone(),
             server: Server::new(fs.clone()),
             idle_max,
             threads_max: threads_max.max(idle_max),
@@ -216,6 +221,9 @@ impl Crew {
         if opcode == Opcode::Interrupt as u32 {
             return self.interrupt(unique, request);
         }
+        if opcode == Opcode::Init as u32 {
+            return self.begin(unique, request);
+        }
         serving.begin(unique, pid);
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
@@ -236,10 +244,18 @@ impl Crew {
         if handled.is_err() {
             tracing::error!(opcode, "a request of the mount failed by a panic");
         }
-        if opcode == Opcode::Init as u32 {
-            self.state.lock().answering = true;
-            self.changed.notify_all();
+    }
+
+    /// Answers the kernel's first request.
+    fn begin(&self, unique: u64, request: &[u8]) {
+        if let Err(error) =
+            rustix::io::write(&self.device, &init::answer(unique, request, &self.fs))
+        {
+            tracing::error!(%error, "the kernel does not take the answer to its first request");
+            return;
         }
+        self.state.lock().answering = true;
+        self.changed.notify_all();
     }
 
     /// Gives the kernel the whole contents of a file that it knows, which it then need not ask for.

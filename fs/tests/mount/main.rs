@@ -8,6 +8,7 @@ mod fixture;
 mod in_order;
 mod lifecycle;
 mod listings;
+mod passthrough;
 mod requests;
 mod slow_store;
 mod tree;

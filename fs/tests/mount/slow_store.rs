@@ -143,6 +143,8 @@ impl BlobService for Remote {
     fn lend(&self, _: &Digest) -> Option<File> {
         None
     }
+
+    fn keep_whole(&self, _: &Digest) {}
 }
 
 #[async_trait]

@@ -10,6 +10,7 @@ mod lying_peers;
 mod main_job;
 mod model;
 mod mounting;
+mod profiles;
 mod real_tree;
 mod refusals;
 mod semantics;
