@@ -7,6 +7,7 @@ pub mod chunking;
 pub mod closure;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod copy;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;

@@ -3,6 +3,7 @@
 
 use std::{fs::File, sync::Arc};
 
+use cairn_castore::Address;
 use cairn_fs::space::SpaceSource;
 use cairn_store::Services;
 use clap::{Parser, Subcommand};
@@ -10,9 +11,9 @@ use clap::{Parser, Subcommand};
 use crate::{
     background,
     commands::{
-        cat::CatArgs, completions::CompletionsArgs, daemon::DaemonArgs, export::ExportArgs,
-        import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs,
-        stat::StatArgs, umount::UmountArgs,
+        cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs, daemon::DaemonArgs,
+        export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs,
+        path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
     },
     exit::Failure,
     logging::LoggingArgs,
@@ -61,6 +62,7 @@ enum Command {
     Umount(UmountArgs),
     Daemon(DaemonArgs),
     Export(ExportArgs),
+    Copy(CopyArgs),
     Ls(LsArgs),
     Cat(CatArgs),
     Stat(StatArgs),
@@ -88,6 +90,14 @@ impl Context {
     pub(crate) fn space(&self) -> Result<Option<Arc<dyn SpaceSource>>, Failure> {
         let folder = self.services.blob_folder()?;
         Ok(folder.map(|folder| Arc::new(LocalSpace(folder)) as Arc<dyn SpaceSource>))
+    }
+
+    /// The store at an address, or else that of the command line.
+    pub(crate) fn services_at(&self, address: Option<&Address>) -> ServiceArgs {
+        match address {
+            Some(address) => ServiceArgs::of(address.clone()),
+            None => self.services.clone(),
+        }
     }
 
     /// Does something with the store, and lets go of the store whatever comes of it.
@@ -127,6 +137,7 @@ impl Cli {
             Command::Umount(args) => args.run().await,
             Command::Daemon(args) => args.run(&context, sockets).await,
             Command::Export(args) => args.run(&context).await,
+            Command::Copy(args) => args.run(&context).await,
             Command::Ls(args) => args.run(&context).await,
             Command::Cat(args) => args.run(&context).await,
             Command::Stat(args) => args.run(&context).await,

@@ -78,6 +78,27 @@ pub(crate) struct ServiceArgs {
 }
 
 impl ServiceArgs {
+    /// All services of one store.
+    pub(crate) fn of(address: Address) -> Self {
+        Self {
+            store: Some(address),
+            blob_service_addr: None,
+            directory_service_addr: None,
+            path_info_service_addr: None,
+        }
+    }
+
+    /// Where blobs, directories and path infos are.
+    pub(crate) fn addresses(&self) -> Result<[Address; 3], Failure> {
+        let store = self.store()?;
+        let address = |other: &Option<Address>| other.clone().unwrap_or_else(|| store.clone());
+        Ok([
+            address(&self.blob_service_addr),
+            address(&self.directory_service_addr),
+            address(&self.path_info_service_addr),
+        ])
+    }
+
     fn store(&self) -> Result<Address, Failure> {
         match &self.store {
             Some(address) => Ok(address.clone()),
@@ -109,11 +130,7 @@ pub(crate) struct OpenServices {
 impl OpenServices {
     /// Opens the services that the arguments name.
     pub(crate) async fn open(args: &ServiceArgs) -> Result<Self, Failure> {
-        let store = args.store()?;
-        let address = |other: &Option<Address>| other.clone().unwrap_or_else(|| store.clone());
-        let blobs_at = address(&args.blob_service_addr);
-        let directories_at = address(&args.directory_service_addr);
-        let path_infos_at = address(&args.path_info_service_addr);
+        let [blobs_at, directories_at, path_infos_at] = args.addresses()?;
 
         let mut opener = Opener::default();
         // What path infos rely on and their own store does not have comes first.

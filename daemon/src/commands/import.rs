@@ -14,19 +14,17 @@ use cairn_store::{
 };
 use clap::Args;
 use futures::{StreamExt as _, stream};
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount};
 
 use super::path_info::PathInfoRecord;
 use crate::{
     cli::Context,
     exit::{Code, Failure},
     output::Output,
+    progress::{rate, watch},
     services::user_folder,
     signals::EndSignals,
 };
-
-/// How often progress is drawn.
-const DRAW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The most trees that are imported at a time, however many processors there are.
 const TREES_AT_ONCE_MAX: usize = 4;
@@ -136,7 +134,7 @@ impl Imports<'_> {
         let import = self.import(services, Arc::clone(&progress), done);
         let import = async {
             match context.shows_progress {
-                true => show_progress(&self.label(), &progress, import).await,
+                true => watch(&self.label(), || told(&progress, start.elapsed()), import).await,
                 false => import.await,
             }
         };
@@ -205,48 +203,16 @@ impl Imports<'_> {
     }
 }
 
-async fn show_progress<T>(
-    label: &str,
-    progress: &ImportProgress,
-    work: impl Future<Output = T>,
-) -> T {
-    let style = ProgressStyle::with_template("{spinner} {prefix}: {msg} ({elapsed})")
-        .expect("the template is valid");
-    let bar = ProgressBar::new_spinner().with_style(style).with_prefix(label.to_owned());
-    // Removed also when the work is given up.
-    let bar = ClearedBar(bar);
-    let start = Instant::now();
-    let mut ticks = tokio::time::interval(DRAW_INTERVAL);
-    let mut work = std::pin::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => break done,
-            _ = ticks.tick() => {
-                bar.0.set_message(format!(
-                    "{} entries, {} read ({}/s), {} new, {} files known",
-                    HumanCount(progress.entries()),
-                    HumanBytes(progress.bytes_read()),
-                    HumanBytes(rate(progress.bytes_read(), start.elapsed())),
-                    HumanBytes(progress.bytes_new()),
-                    HumanCount(progress.blobs_known()),
-                ));
-                bar.0.tick();
-            }
-        }
-    }
-}
-
-/// A bar that leaves nothing behind.
-struct ClearedBar(ProgressBar);
-
-impl Drop for ClearedBar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
-}
-
-fn rate(bytes: u64, elapsed: Duration) -> u64 {
-    (bytes as f64 / elapsed.as_secs_f64().max(0.001)) as u64
+/// What is done so far.
+fn told(progress: &ImportProgress, elapsed: Duration) -> String {
+    format!(
+        "{} entries, {} read ({}/s), {} new, {} files known",
+        HumanCount(progress.entries()),
+        HumanBytes(progress.bytes_read()),
+        HumanBytes(rate(progress.bytes_read(), elapsed)),
+        HumanBytes(progress.bytes_new()),
+        HumanCount(progress.blobs_known()),
+    )
 }
 
 /// What was done, in a line.

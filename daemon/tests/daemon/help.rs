@@ -4,12 +4,13 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "import",
     "mount",
     "umount",
     "daemon",
     "export",
+    "copy",
     "ls",
     "cat",
     "stat",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
 mod commands;
+mod copying;
 mod damage;
 mod full_disk;
 mod kills;
