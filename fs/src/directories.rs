@@ -31,13 +31,13 @@ pub(crate) struct Loaded {
     /// Its entries.
     pub(crate) directory: Directory,
     /// The number of directories among them.
-    pub(crate) subdirectories: u64,
+    subdirectories: u32,
     weight: u64,
 }
 
 impl Loaded {
     fn new(directory: Directory) -> Arc<Self> {
-        let subdirectories = directory.children().count() as u64;
+        let subdirectories = count(directory.children().count());
         let weight_of = |(name, node): &(cairn_castore::Name, Node)| {
             let target = match node {
                 Node::Symlink { target } => target.as_ref().len(),
@@ -48,6 +48,16 @@ impl Loaded {
         let weight = ENTRY_BYTES + directory.entries().iter().map(weight_of).sum::<u64>();
         Arc::new(Self { directory, subdirectories, weight })
     }
+
+    /// The number of entries, and that of the directories among them.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        (count(self.directory.entries().len()), self.subdirectories)
+    }
+}
+
+/// What is read into memory has fewer entries than there are numbers here.
+fn count(entries: usize) -> u32 {
+    u32::try_from(entries).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone)]
