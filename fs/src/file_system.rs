@@ -166,6 +166,15 @@ impl CairnFs {
         self.inodes.len()
     }
 
+    /// Lets go of large directories that were not used since the last time this was called; when all
+    /// is at rest, of them all, and of more that is only held in case it is wanted again soon.
+    pub(crate) fn tidy(&self, at_rest: bool) {
+        self.directories.tidy(at_rest);
+        if at_rest {
+            self.cursors.clear();
+        }
+    }
+
     /// What tells a file or symlink of this name from others with equal contents, if they are not to
     /// share an inode.
     pub(crate) fn content_place(&self, parent_ino: u64, name: &Name) -> ContentPlace {

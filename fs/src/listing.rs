@@ -29,7 +29,7 @@ const ROOT_PAGE: usize = 4096;
 
 /// How many names that a listing of the root may be taken up at are kept. Others are found by
 /// listing from the start.
-const CURSORS_MAX: usize = 65_536;
+const CURSORS_MAX: usize = 16_384;
 
 /// How many directories that stand in one listing are fetched at the same time.
 const FETCH_MAX: usize = 16;
@@ -83,6 +83,11 @@ pub(crate) struct Cursors {
 impl Cursors {
     pub(crate) fn new() -> Self {
         Self { names: Cache::new(CURSORS_MAX) }
+    }
+
+    /// Lets go of all of them. Whoever goes on with a listing finds its place from the start.
+    pub(crate) fn clear(&self) {
+        self.names.clear();
     }
 
     /// Keeps a copy, since the name may share the memory of a whole page of them.
