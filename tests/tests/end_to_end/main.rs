@@ -2,6 +2,7 @@
 //! happens when something is wrong. One binary of tests, a module for each concern.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
+mod blocked;
 mod commands;
 mod damage;
 mod full_disk;
