@@ -11,6 +11,7 @@ mod lying_peers;
 mod main_job;
 mod model;
 mod mounting;
+mod programs;
 mod real_tree;
 mod refusals;
 mod semantics;
