@@ -1,11 +1,12 @@
 //! A directory: names and nodes in order, with one canonical encoding and so one digest. Whether
 //! the directories that it names exist is told by `closure`, not here.
 
+mod encoding;
+
 use std::cmp::Ordering;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cairn_proto::snix::castore::v1 as proto;
-use prost::Message as _;
 
 use crate::{Digest, Name, Node, node::InvalidNode};
 
@@ -112,10 +113,7 @@ impl Directory {
 
     /// The canonical encoding: proto3, fields in the order of their numbers, defaults left out.
     pub fn encode(&self) -> Bytes {
-        let message = self.to_proto();
-        let mut bytes = BytesMut::with_capacity(message.encoded_len());
-        message.encode(&mut bytes).expect("the buffer has the room");
-        bytes.freeze()
+        encoding::encode(self)
     }
 
     /// The digest: BLAKE3 of the canonical encoding. Costs an encoding.
@@ -125,13 +123,7 @@ impl Directory {
 
     /// Reads a canonical encoding. The entries share the memory of `bytes`.
     pub fn decode(bytes: Bytes) -> Result<Self, InvalidDirectory> {
-        let message = proto::Directory::decode(bytes.clone())
-            .map_err(|error| InvalidDirectory::Encoding(error.to_string()))?;
-        let directory = Self::from_proto(message)?;
-        if directory.encode() != bytes {
-            return Err(InvalidDirectory::NotCanonical);
-        }
-        Ok(directory)
+        Self::new(encoding::decode(bytes)?)
     }
 
     /// The directory in a protobuf message.

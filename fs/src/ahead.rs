@@ -149,12 +149,12 @@ impl CairnFs {
     /// directory.
     pub(crate) fn read_ahead_of(&self, seen: Seen) {
         let ahead = &self.ahead;
-        let Seen { parent, index } = seen;
+        let (parent, index) = (seen.parent, seen.index as usize);
         if !ahead.walks.lock().may_be_in_order(parent, index) {
             return;
         }
         let Ok(inode) = self.inode(parent) else { return };
-        let Inode::Directory(place) = &*inode else { return };
+        let Inode::Directory(place) = &inode else { return };
         let loaded = match self.directories.local(&place.digest) {
             Some(Ok(loaded)) => loaded,
             // Was forgotten in the meantime, or fails: not worth waiting for.

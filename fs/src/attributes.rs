@@ -62,7 +62,7 @@ pub(crate) fn attributes(inode: &Inode, face: Face) -> Result<stat64, FsError> {
         Inode::Root => (libc::S_IFDIR | 0o555, LINKS_UNCOUNTED, ROOT_BYTES),
         Inode::Directory(place) => {
             let links = place.subdirectories.saturating_add(2);
-            (libc::S_IFDIR | 0o555, u32::try_from(links).unwrap_or(LINKS_UNCOUNTED), place.entries)
+            (libc::S_IFDIR | 0o555, links, place.entries.into())
         }
         Inode::File { digest, size, executable, .. } => {
             if i64::try_from(*size).is_err() {

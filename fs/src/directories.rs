@@ -1,7 +1,7 @@
 //! The directories that were needed lately, decoded, within a bound of memory. Where they lie in
 //! the tree is not known here: one content is held once.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, mem, sync::Arc};
 
 use cairn_castore::{Digest, Directory, DirectoryService, Node};
 use parking_lot::Mutex;
@@ -19,8 +19,9 @@ const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 /// part's share is too large for the cache.
 const CACHE_SHARDS: usize = 2;
 
-/// How many directories are held that are too large for the cache. One that is listed, or whose
-/// entries are looked up one after the other, must not be decoded again for each of them.
+/// How many directories are held that are too large for the cache, as long as they are used. One
+/// that is listed, or whose entries are looked up one after the other, must not be decoded again for
+/// each of them.
 const LARGE_MAX: usize = 2;
 
 /// About what one entry takes in memory besides its name, in bytes.
@@ -31,13 +32,13 @@ pub(crate) struct Loaded {
     /// Its entries.
     pub(crate) directory: Directory,
     /// The number of directories among them.
-    pub(crate) subdirectories: u64,
+    subdirectories: u32,
     weight: u64,
 }
 
 impl Loaded {
     fn new(directory: Directory) -> Arc<Self> {
-        let subdirectories = directory.children().count() as u64;
+        let subdirectories = count(directory.children().count());
         let weight_of = |(name, node): &(cairn_castore::Name, Node)| {
             let target = match node {
                 Node::Symlink { target } => target.as_ref().len(),
@@ -48,6 +49,16 @@ impl Loaded {
         let weight = ENTRY_BYTES + directory.entries().iter().map(weight_of).sum::<u64>();
         Arc::new(Self { directory, subdirectories, weight })
     }
+
+    /// The number of entries, and that of the directories among them.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        (count(self.directory.entries().len()), self.subdirectories)
+    }
+}
+
+/// What is read into memory has fewer entries than there are numbers here.
+fn count(entries: usize) -> u32 {
+    u32::try_from(entries).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone)]
@@ -63,7 +74,16 @@ impl Weighter<Digest, Arc<Loaded>> for ByWeight {
 pub(crate) struct Directories {
     service: Arc<dyn DirectoryService>,
     cache: Cache<Digest, Arc<Loaded>, ByWeight>,
-    large: Mutex<VecDeque<(Digest, Arc<Loaded>)>>,
+    /// What was used last comes first.
+    large: Mutex<VecDeque<Large>>,
+}
+
+/// A directory that is too large for the cache.
+struct Large {
+    digest: Digest,
+    loaded: Arc<Loaded>,
+    /// Whether it was used since the last [`Directories::tidy`].
+    is_used: bool,
 }
 
 impl Directories {
@@ -112,10 +132,20 @@ impl Directories {
         Ok(loaded)
     }
 
+    /// Lets go of directories that are too large for the cache and were not used since the last time
+    /// this was called, or of all of them.
+    pub(crate) fn tidy(&self, all: bool) {
+        self.large.lock().retain_mut(|large| mem::take(&mut large.is_used) && !all);
+    }
+
     fn held(&self, digest: &Digest) -> Option<Arc<Loaded>> {
         self.cache.get(digest).or_else(|| {
-            let large = self.large.lock();
-            large.iter().find(|(held, _)| held == digest).map(|(_, loaded)| loaded.clone())
+            let mut large = self.large.lock();
+            let at = large.iter().position(|large| large.digest == *digest)?;
+            let held = large.remove(at)?;
+            let loaded = held.loaded.clone();
+            large.push_front(Large { is_used: true, ..held });
+            Some(loaded)
         })
     }
 
@@ -124,8 +154,8 @@ impl Directories {
             return;
         }
         let mut large = self.large.lock();
-        large.retain(|(held, _)| held != digest);
-        large.push_front((*digest, loaded.clone()));
+        large.retain(|large| large.digest != *digest);
+        large.push_front(Large { digest: *digest, loaded: loaded.clone(), is_used: true });
         large.truncate(LARGE_MAX);
     }
 }
@@ -133,5 +163,46 @@ impl Directories {
 impl fmt::Debug for Directories {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Directories").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_castore::{Name, directory_service::memory::MemoryDirectoryService};
+    use futures::{StreamExt as _, stream};
+
+    use super::*;
+
+    /// More entries than fit in the cache, and the name of one of them.
+    async fn put_large(service: &MemoryDirectoryService, name: &str) -> Digest {
+        let count = CACHE_BYTES / CACHE_SHARDS as u64 / ENTRY_BYTES;
+        let file = Node::File { digest: Digest::EMPTY, size: 0, executable: false };
+        let names = (0..count).map(|number| format!("{name}{number}"));
+        let entry = |name: String| (Name::try_from(name.as_str()).unwrap(), file.clone());
+        let directory = Directory::new(names.map(entry).collect()).unwrap();
+        service.put_closure(stream::iter([Ok(directory)]).boxed()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn large_directories_are_held_while_they_are_used() {
+        let service = MemoryDirectoryService::new();
+        let mut digests = Vec::new();
+        for name in ["a", "b", "c"] {
+            digests.push(put_large(&service, name).await);
+        }
+        let [a, b, c] = digests[..] else { unreachable!() };
+        let directories = Directories::new(Arc::new(service));
+        let held = |digest| directories.large.lock().iter().any(|large| large.digest == digest);
+        for digest in [a, b, a, c] {
+            directories.fetch(&digest).await.unwrap();
+        }
+        assert_eq!([a, b, c].map(held), [true, false, true]);
+        directories.tidy(false);
+        let again = directories.local(&a).unwrap().unwrap();
+        assert!(again.counts().0 > 10_000);
+        directories.tidy(false);
+        assert_eq!([a, b, c].map(held), [true, false, false]);
+        directories.tidy(true);
+        assert!(directories.large.lock().is_empty());
     }
 }

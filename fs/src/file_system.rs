@@ -34,7 +34,7 @@ use crate::{
     attributes::{self, BLOCK_BYTES, Face},
     directories::{Directories, Loaded},
     errno::{Failures, FsError},
-    inodes::{ContentPlace, Inode, Inodes, NodeId, ROOT, Seen},
+    inodes::{ContentPlace, Inode, Inodes, NodeId, Place, ROOT, Seen},
     listing::{Cursors, Reply},
     passthrough::{Backing, Passthrough},
     reads::Reads,
@@ -169,6 +169,15 @@ impl CairnFs {
         self.inodes.len()
     }
 
+    /// Lets go of large directories that were not used since the last time this was called; when all
+    /// is at rest, of them all, and of more that is only held in case it is wanted again soon.
+    pub(crate) fn tidy(&self, at_rest: bool) {
+        self.directories.tidy(at_rest);
+        if at_rest {
+            self.cursors.clear();
+        }
+    }
+
     /// What tells a file or symlink of this name from others with equal contents, if they are not to
     /// share an inode.
     pub(crate) fn content_place(&self, parent_ino: u64, name: &Name) -> ContentPlace {
@@ -199,7 +208,7 @@ impl CairnFs {
 
     /// The inode of a number. The kernel asks only for what it holds, so that a number that is
     /// unknown comes from a file handle that someone kept.
-    pub(crate) fn inode(&self, id: NodeId) -> io::Result<Arc<Inode>> {
+    pub(crate) fn inode(&self, id: NodeId) -> io::Result<Inode> {
         self.inodes.get(id).ok_or_else(|| Errno::STALE.into())
     }
 
@@ -234,14 +243,20 @@ impl CairnFs {
         })
     }
 
-    fn resolve(&self, parent: (NodeId, u64), name: &Name, node: &Node) -> Result<Inode, FsError> {
+    fn resolve(
+        &self,
+        seen: Seen,
+        parent_ino: u64,
+        name: &Name,
+        node: &Node,
+    ) -> Result<Inode, FsError> {
         match node {
             Node::Directory { digest, .. } => {
                 let loaded = self.directory(digest)?;
-                Ok(directory_inode(parent, name, digest, &loaded))
+                Ok(directory_inode(seen, parent_ino, name, digest, &loaded))
             }
             Node::File { .. } | Node::Symlink { .. } => {
-                let place = self.content_place(parent.1, name);
+                let place = self.content_place(parent_ino, name);
                 Ok(Inode::of_content(node, place).expect("only directories need more"))
             }
         }
@@ -260,24 +275,27 @@ impl CairnFs {
         }
         let timeout = self.options.root_timeout;
         match self.names.find(&name, &self.waiter)? {
-            Some(node) => self.entry(self.resolve((ROOT, ROOT), &name, &node)?, None, timeout),
+            Some(node) => {
+                let inode = self.resolve(Seen::IN_ROOT, ROOT, &name, &node)?;
+                self.entry(inode, None, timeout)
+            }
             None => Ok(absent(timeout)),
         }
     }
 
     fn lookup_in_directory(
         &self,
-        parent: (NodeId, u64),
-        digest: &Digest,
+        parent: NodeId,
+        place: &Place,
         name: Name,
     ) -> Result<Entry, FsError> {
-        let loaded = self.directory(digest)?;
+        let loaded = self.directory(&place.digest)?;
         let Some(index) = loaded.directory.position(name.as_ref()) else {
             return Ok(absent(FOREVER));
         };
         let (_, node) = &loaded.directory.entries()[index];
-        let seen = Seen { parent: parent.0, index };
-        self.entry(self.resolve(parent, &name, node)?, Some(seen), FOREVER)
+        let seen = Seen::new(parent, index);
+        self.entry(self.resolve(seen, place.ino, &name, node)?, Some(seen), FOREVER)
     }
 
     /// The root's attributes. Its modification time moves by a nanosecond whenever it is asked
@@ -318,15 +336,15 @@ impl CairnFs {
     }
 }
 
-/// A directory that is called `name` in the directory `parent`.
+/// A directory that is called `name` in one with the inode number `parent_ino`.
 pub(crate) fn directory_inode(
-    parent: (NodeId, u64),
+    seen: Seen,
+    parent_ino: u64,
     name: &Name,
     digest: &Digest,
     loaded: &Loaded,
 ) -> Inode {
-    let entries = loaded.directory.entries().len() as u64;
-    Inode::directory(parent, name, *digest, entries, loaded.subdirectories)
+    Inode::directory(seen, parent_ino, name, *digest, loaded.counts())
 }
 
 /// This process as [`SERVER_NAME`] tells of it.
@@ -387,11 +405,9 @@ impl FileSystem for CairnFs {
         let Ok(name) = Name::try_from(Bytes::copy_from_slice(name)) else {
             return Err(Errno::NOENT.into());
         };
-        match &*inode {
+        match &inode {
             Inode::Root => self.lookup_in_root(name),
-            Inode::Directory(place) => {
-                self.lookup_in_directory((parent, place.ino), &place.digest, name)
-            }
+            Inode::Directory(place) => self.lookup_in_directory(parent, place, name),
             Inode::File { .. } | Inode::Symlink { .. } => return Err(Errno::NOTDIR.into()),
         }
         .map_err(|error| self.fail(error))
@@ -411,7 +427,7 @@ impl FileSystem for CairnFs {
         inode: NodeId,
         _: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
-        match &*self.inode(inode)? {
+        match &self.inode(inode)? {
             Inode::Root => self.root_attributes().map(|attr| (attr, self.options.root_timeout)),
             inode => attributes::attributes(inode, self.face()).map(|attr| (attr, FOREVER)),
         }
@@ -419,7 +435,7 @@ impl FileSystem for CairnFs {
     }
 
     fn readlink(&self, _: &Context, inode: NodeId) -> io::Result<Vec<u8>> {
-        match &*self.inode(inode)? {
+        match &self.inode(inode)? {
             Inode::Symlink { target, .. } => Ok(target.as_ref().to_vec()),
             _ => Err(Errno::INVAL.into()),
         }
@@ -436,7 +452,7 @@ impl FileSystem for CairnFs {
             return read_only();
         }
         if let Some(passthrough) = self.passthrough() {
-            return Ok(match &*self.inode(id)? {
+            return Ok(match &self.inode(id)? {
                 Inode::File { digest, size, .. } => passthrough.open(id, digest, *size),
                 _ => (None, OpenOptions::KEEP_CACHE, None),
             });
@@ -467,7 +483,7 @@ impl FileSystem for CairnFs {
         {
             self.read_ahead_of(seen);
         }
-        if let (Some(passthrough), Inode::File { digest, size, .. }) = (self.passthrough(), &*inode)
+        if let (Some(passthrough), Inode::File { digest, size, .. }) = (self.passthrough(), &inode)
         {
             passthrough.note_read(digest, *size, range.length);
         }
@@ -561,7 +577,7 @@ impl FileSystem for CairnFs {
         if !self.options.xattrs {
             return Err(Errno::NOSYS.into());
         }
-        let Some(value) = attributes::xattr(&*self.inode(inode)?, name) else {
+        let Some(value) = attributes::xattr(&self.inode(inode)?, name) else {
             let known = [&b"user."[..], b"security.", b"trusted."];
             let absent = known.iter().any(|prefix| name.to_bytes().starts_with(prefix));
             return Err(if absent { Errno::NODATA.into() } else { Errno::OPNOTSUPP.into() });
@@ -576,7 +592,7 @@ impl FileSystem for CairnFs {
         if !self.options.xattrs {
             return Err(Errno::NOSYS.into());
         }
-        let names: Vec<u8> = attributes::xattr_names(&*self.inode(inode)?)
+        let names: Vec<u8> = attributes::xattr_names(&self.inode(inode)?)
             .iter()
             .flat_map(|name| name.to_bytes_with_nul())
             .copied()

@@ -281,18 +281,29 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
     Ok(mount)
 }
 
-/// Has memory given back whenever the mount comes to rest, until it ends.
+/// Has memory given back that is not used any more, the free one whenever the mount comes to rest,
+/// until it ends.
 fn tidy_at_rest(mount: &Mount) {
-    let crew = Arc::downgrade(&mount.crew);
+    let (crew, fs) = (Arc::downgrade(&mount.crew), Arc::downgrade(&mount.fs));
     mount.fs.waiter.runtime().spawn(async move {
         let (mut before, mut tidied) = (0, 0);
         loop {
             tokio::time::sleep(REST).await;
             let Some(requests) = crew.upgrade().map(|crew| crew.request_count()) else { return };
-            if requests == before && requests != tidied {
+            if requests == tidied {
+                continue;
+            }
+            let (at_rest, fs) = (requests == before, fs.clone());
+            let tidy = move || {
+                fs.upgrade().inspect(|fs| fs.tidy(at_rest));
+                if at_rest {
+                    memory::give_back();
+                }
+            };
+            // It may take long enough to be in the way of others.
+            let _ = tokio::task::spawn_blocking(tidy).await;
+            if at_rest {
                 tidied = requests;
-                // It may take long enough to be in the way of others.
-                let _ = tokio::task::spawn_blocking(memory::give_back).await;
             }
             before = requests;
         }

@@ -1,11 +1,18 @@
 //! Which inode has which number, for as long as the kernel holds it. What an inode looks like to a
 //! program is in `attributes`; what a directory contains is not kept here.
 
-use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
+mod slots;
+
+use std::{
+    hash::{BuildHasher as _, Hash, RandomState},
+    num::NonZeroU64,
+};
 
 use cairn_castore::{Digest, Name, Node, SymlinkTarget};
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 
+use self::slots::Slots;
 use crate::attributes;
 
 /// The number by which the kernel knows an inode. Never used again for another.
@@ -22,12 +29,12 @@ const SHRINK_MIN: usize = 1024;
 /// Files and symlinks are what they contain, so that equal ones share the kernel's page cache. A
 /// directory is a place: the kernel allows it one only, and would move an equal directory that
 /// shared its inode.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Inode {
     /// The mount's root, which holds names and has no content of its own.
     Root,
     /// A directory at its place.
-    Directory(Box<Place>),
+    Directory(Place),
     /// A regular file.
     File { digest: Digest, size: u64, executable: bool, place: ContentPlace },
     /// A symlink.
@@ -38,23 +45,20 @@ pub(crate) enum Inode {
 /// one: the inode number of the place.
 pub(crate) type ContentPlace = Option<NonZeroU64>;
 
-/// A directory at its place in the tree.
-#[derive(Debug, PartialEq, Eq, Hash)]
+/// A directory at its place in the tree. The place is `seen`, and in the root, whose names have no
+/// numbers, `ino`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The directory that it is in.
-    pub(crate) parent: NodeId,
-    /// The name that it has there.
-    pub(crate) name: Box<[u8]>,
+    /// Where it is in the directory that it is in.
+    pub(crate) seen: Seen,
     /// Its content. Part of the place since a name in the root may come to mean another tree.
     pub(crate) digest: Digest,
     /// The inode number that programs see.
     pub(crate) ino: u64,
-    /// That of the directory it is in.
-    pub(crate) parent_ino: u64,
     /// The number of its entries.
-    pub(crate) entries: u64,
+    pub(crate) entries: u32,
     /// The number of directories among them.
-    pub(crate) subdirectories: u64,
+    pub(crate) subdirectories: u32,
 }
 
 /// Where the kernel came to know an inode.
@@ -62,8 +66,19 @@ pub(crate) struct Place {
 pub(crate) struct Seen {
     /// The directory.
     pub(crate) parent: NodeId,
-    /// The number of the entry among the directory's.
-    pub(crate) index: usize,
+    /// The number of the entry among the directory's; 0 in the root.
+    pub(crate) index: u32,
+}
+
+impl Seen {
+    /// A name in the root.
+    pub(crate) const IN_ROOT: Self = Self { parent: ROOT, index: 0 };
+
+    /// The entry of this number in a directory.
+    pub(crate) fn new(parent: NodeId, index: usize) -> Self {
+        // What is read into memory has fewer entries; if not, the last ones are seen in one place.
+        Self { parent, index: u32::try_from(index).unwrap_or(u32::MAX) }
+    }
 }
 
 impl Inode {
@@ -83,96 +98,142 @@ impl Inode {
         }
     }
 
-    /// A directory that is called `name` in the directory `parent`.
+    /// A directory that is called `name` in one with the inode number `parent_ino`.
     pub(crate) fn directory(
-        parent: (NodeId, u64),
+        seen: Seen,
+        parent_ino: u64,
         name: &Name,
         digest: Digest,
-        entries: u64,
-        subdirectories: u64,
+        (entries, subdirectories): (u32, u32),
     ) -> Self {
-        let (parent, parent_ino) = parent;
-        Self::Directory(Box::new(Place {
-            parent,
-            name: name.as_ref().into(),
-            digest,
-            ino: attributes::place_ino(parent_ino, name.as_ref()),
-            parent_ino,
-            entries,
-            subdirectories,
-        }))
+        let ino = attributes::place_ino(parent_ino, name.as_ref());
+        Self::Directory(Place { seen, digest, ino, entries, subdirectories })
     }
 }
 
 /// The inodes that the kernel holds, each with the number of times that it was told of it.
 #[derive(Debug)]
 pub(crate) struct Inodes {
-    root: Arc<Inode>,
     table: Mutex<Table>,
 }
 
 #[derive(Debug)]
 struct Table {
-    by_id: HashMap<NodeId, Held>,
-    by_inode: HashMap<Arc<Inode>, NodeId>,
-    next: NodeId,
+    held: Slots<Held>,
+    /// The slots of inodes, found by what the inodes are.
+    slots: HashTable<u32>,
+    hasher: RandomState,
 }
 
+/// An inode in as few bytes as it takes, since there may be millions.
 #[derive(Debug)]
 struct Held {
-    inode: Arc<Inode>,
-    /// Where it was seen last: a directory, and the number of an entry there. 0 and 0 if that is of
-    /// no interest.
+    kind: Kind,
+    /// Where a directory is, and where a file or symlink was seen last: 0 if that is of no interest.
     parent: NodeId,
     index: u32,
     /// If ever there are as many as fit, the inode stays.
     lookups: u32,
 }
 
+/// An [`Inode`] that is not the root, without the place of a directory.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Directory { digest: Digest, ino: u64, entries: u32, subdirectories: u32 },
+    File { digest: Digest, size: u64, executable: bool, place: ContentPlace },
+    Symlink { target: SymlinkTarget, place: ContentPlace },
+}
+
+impl Held {
+    /// An inode that the kernel is told of for the first time. `None` for the root, which it always
+    /// holds.
+    fn new(inode: Inode, seen: Option<Seen>) -> Option<Self> {
+        let (kind, seen) = match inode {
+            Inode::Root => return None,
+            Inode::Directory(Place { seen, digest, ino, entries, subdirectories }) => {
+                (Kind::Directory { digest, ino, entries, subdirectories }, Some(seen))
+            }
+            Inode::File { digest, size, executable, place } => {
+                (Kind::File { digest, size, executable, place }, seen)
+            }
+            Inode::Symlink { target, place } => (Kind::Symlink { target, place }, seen),
+        };
+        let Seen { parent, index } = seen.unwrap_or(Seen { parent: 0, index: 0 });
+        Some(Self { kind, parent, index, lookups: 1 })
+    }
+
+    fn inode(&self) -> Inode {
+        match &self.kind {
+            &Kind::Directory { digest, ino, entries, subdirectories } => {
+                let seen = Seen { parent: self.parent, index: self.index };
+                Inode::Directory(Place { seen, digest, ino, entries, subdirectories })
+            }
+            &Kind::File { digest, size, executable, place } => {
+                Inode::File { digest, size, executable, place }
+            }
+            Kind::Symlink { target, place } => {
+                Inode::Symlink { target: target.clone(), place: *place }
+            }
+        }
+    }
+
+    /// What it is told from others by, besides its kind.
+    fn place(&self) -> Option<(NodeId, u32)> {
+        matches!(self.kind, Kind::Directory { .. }).then_some((self.parent, self.index))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.place() == other.place()
+    }
+}
+
+impl Hash for Held {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.kind, self.place()).hash(state);
+    }
+}
+
 impl Inodes {
     pub(crate) fn new() -> Self {
-        let table = Table { by_id: HashMap::new(), by_inode: HashMap::new(), next: ROOT + 1 };
-        Self { root: Arc::new(Inode::Root), table: Mutex::new(table) }
+        let (held, slots) = (Slots::new(), HashTable::new());
+        Self { table: Mutex::new(Table { held, slots, hasher: RandomState::new() }) }
     }
 
     /// The inode of a number. `None` if the kernel has forgotten it.
-    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Inode>> {
+    pub(crate) fn get(&self, id: NodeId) -> Option<Inode> {
         if id == ROOT {
-            return Some(self.root.clone());
+            return Some(Inode::Root);
         }
-        self.table.lock().by_id.get(&id).map(|held| held.inode.clone())
+        self.table.lock().held.get(id).map(Held::inode)
     }
 
     /// Where the kernel came to know an inode last.
     pub(crate) fn seen(&self, id: NodeId) -> Option<Seen> {
         let table = self.table.lock();
-        let held = table.by_id.get(&id).filter(|held| held.parent != 0)?;
-        Some(Seen { parent: held.parent, index: held.index as usize })
+        let held = table.held.get(id).filter(|held| held.parent != 0)?;
+        Some(Seen { parent: held.parent, index: held.index })
     }
 
     /// The number of an inode, if the kernel holds it.
     pub(crate) fn id_of(&self, inode: &Inode) -> Option<NodeId> {
-        self.table.lock().by_inode.get(inode).copied()
+        let held = Held::new(inode.clone(), None)?;
+        self.table.lock().find(&held)
     }
 
     /// The number of an inode, of which the kernel is told once more.
     pub(crate) fn remember(&self, inode: Inode, seen: Option<Seen>) -> NodeId {
-        let (parent, index) = match seen {
-            Some(seen) => (seen.parent, u32::try_from(seen.index).unwrap_or(u32::MAX)),
-            None => (0, 0),
-        };
+        let Some(new) = Held::new(inode, seen) else { return ROOT };
         let table = &mut *self.table.lock();
-        if let Some(&id) = table.by_inode.get(&inode) {
-            let held = table.by_id.get_mut(&id).expect("both maps hold the same inodes");
+        if let Some(id) = table.find(&new) {
+            let held = table.held.get_mut(id).expect("what is found is held");
             held.lookups = held.lookups.saturating_add(1);
-            (held.parent, held.index) = (parent, index);
+            (held.parent, held.index) = (new.parent, new.index);
             return id;
         }
-        let id = table.next;
-        table.next += 1;
-        let inode = Arc::new(inode);
-        table.by_inode.insert(inode.clone(), id);
-        table.by_id.insert(id, Held { inode, parent, index, lookups: 1 });
+        let hash = table.hasher.hash_one(&new);
+        let id = table.held.insert(new);
+        let hash_of = |slot: &u32| table.hasher.hash_one(table.held.in_slot(*slot).1);
+        table.slots.insert_unique(hash, id as u32, hash_of);
         id
     }
 
@@ -182,35 +243,52 @@ impl Inodes {
         for (id, count) in forgotten {
             table.forget(id, count);
         }
-        if table.by_id.len() < table.by_id.capacity() / 4 {
-            let room = (table.by_id.len() * 2).max(SHRINK_MIN);
-            table.by_id.shrink_to(room);
-            table.by_inode.shrink_to(room);
-        }
+        table.shrink();
     }
 
     /// How many inodes the kernel holds, the root included.
     pub(crate) fn len(&self) -> usize {
-        self.table.lock().by_id.len() + 1
+        self.table.lock().held.len() + 1
     }
 }
 
 impl Table {
+    fn find(&self, wanted: &Held) -> Option<NodeId> {
+        let hash = self.hasher.hash_one(wanted);
+        let is_wanted = |slot: &u32| self.held.in_slot(*slot).1.is_same(wanted);
+        self.slots.find(hash, is_wanted).map(|slot| self.held.in_slot(*slot).0)
+    }
+
     fn forget(&mut self, id: NodeId, count: u64) {
-        let Some(held) = self.by_id.get_mut(&id) else { return };
+        let Some(held) = self.held.get_mut(id) else { return };
         if held.lookups == u32::MAX {
             return;
         }
         held.lookups = held.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         if held.lookups == 0 {
-            self.by_inode.remove(&held.inode);
-            self.by_id.remove(&id);
+            let hash = self.hasher.hash_one(&*held);
+            if let Ok(slot) = self.slots.find_entry(hash, |slot| *slot == id as u32) {
+                slot.remove();
+            }
+            self.held.remove(id);
+        }
+    }
+
+    /// Gives back most of the room that is not used.
+    fn shrink(&mut self) {
+        self.held.shrink();
+        if self.slots.len() < self.slots.capacity() / 4 {
+            let room = (self.slots.len() * 2).max(SHRINK_MIN);
+            let hash_of = |slot: &u32| self.hasher.hash_one(self.held.in_slot(*slot).1);
+            self.slots.shrink_to(room, hash_of);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -220,9 +298,9 @@ mod tests {
         Inode::File { digest, size, executable, place: None }
     }
 
-    fn directory(parent: NodeId, name: &str) -> Inode {
+    fn directory(parent: NodeId, index: usize, name: &str) -> Inode {
         let name = Name::try_from(name).unwrap();
-        Inode::directory((parent, parent), &name, Digest::EMPTY, 0, 0)
+        Inode::directory(Seen::new(parent, index), parent, &name, Digest::EMPTY, (0, 0))
     }
 
     #[test]
@@ -238,10 +316,13 @@ mod tests {
     #[test]
     fn directories_are_places() {
         let inodes = Inodes::new();
-        let place = inodes.remember(directory(7, "x"), None);
-        assert_eq!(inodes.remember(directory(7, "x"), None), place);
-        assert_ne!(inodes.remember(directory(8, "x"), None), place);
-        assert_ne!(inodes.remember(directory(7, "y"), None), place);
+        let place = inodes.remember(directory(7, 1, "x"), None);
+        assert_eq!(inodes.remember(directory(7, 1, "x"), None), place);
+        assert_ne!(inodes.remember(directory(8, 1, "x"), None), place);
+        assert_ne!(inodes.remember(directory(7, 2, "y"), None), place);
+        // As in the root, whose entries have no numbers.
+        assert_ne!(inodes.remember(directory(7, 1, "y"), None), place);
+        assert_eq!(inodes.get(place), Some(directory(7, 1, "x")));
     }
 
     #[test]
@@ -306,7 +387,13 @@ mod tests {
             (0..50_000).map(|i| (inodes.remember(file(&i.to_string(), false), None), 1)).collect();
         inodes.forget(ids);
         let table = inodes.table.lock();
-        assert!(table.by_id.capacity() <= 2 * SHRINK_MIN);
-        assert!(table.by_inode.capacity() <= 2 * SHRINK_MIN);
+        assert_eq!(table.held.chunk_count(), 0);
+        assert!(table.slots.capacity() <= 2 * SHRINK_MIN);
+    }
+
+    #[test]
+    fn an_inode_takes_few_bytes() {
+        assert_eq!(size_of::<Held>(), 72);
+        assert_eq!(slots::Slots::<Held>::SLOT_BYTES, 80);
     }
 }

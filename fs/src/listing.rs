@@ -29,7 +29,7 @@ const ROOT_PAGE: usize = 4096;
 
 /// How many names that a listing of the root may be taken up at are kept. Others are found by
 /// listing from the start.
-const CURSORS_MAX: usize = 65_536;
+const CURSORS_MAX: usize = 16_384;
 
 /// How many directories that stand in one listing are fetched at the same time.
 const FETCH_MAX: usize = 16;
@@ -85,6 +85,11 @@ impl Cursors {
         Self { names: Cache::new(CURSORS_MAX) }
     }
 
+    /// Lets go of all of them. Whoever goes on with a listing finds its place from the start.
+    pub(crate) fn clear(&self) {
+        self.names.clear();
+    }
+
     /// Keeps a copy, since the name may share the memory of a whole page of them.
     fn keep(&self, offset: u64, name: &Name) {
         let copy = Name::try_from(Bytes::copy_from_slice(name.as_ref()));
@@ -111,13 +116,15 @@ impl CairnFs {
         reply: &mut Reply<'_>,
     ) -> io::Result<()> {
         let inode = self.inode(id)?;
-        let place = match &*inode {
+        let place = match &inode {
             Inode::Root if !self.options.list_root => return Err(Errno::PERM.into()),
             Inode::Root => None,
-            Inode::Directory(place) => Some(&**place),
+            Inode::Directory(place) => Some(place),
             Inode::File { .. } | Inode::Symlink { .. } => return Err(Errno::NOTDIR.into()),
         };
-        let parent_ino = place.map_or(ROOT, |place| place.parent_ino);
+        // The kernel holds on to the directories above one that it holds.
+        let parent = place.and_then(|place| self.inodes.get(place.seen.parent));
+        let parent_ino = parent.map_or(ROOT, |parent| attributes::ino(&parent));
         let dots =
             [(&b"."[..], BEHIND_DOT, attributes::ino(&inode)), (b"..", BEHIND_DOTS, parent_ino)];
         for (name, behind, ino) in dots {
@@ -163,8 +170,8 @@ impl CairnFs {
                 Node::File { .. } | Node::Symlink { .. } => None,
             };
             let behind = BEHIND_DOTS + (skipped + index) as u64 + 1;
-            let seen = Seen { parent: id, index: skipped + index };
-            let listed = self.listed((id, place.ino), name, node, child, behind, FOREVER);
+            let seen = Seen::new(id, skipped + index);
+            let listed = self.listed((seen, place.ino), name, node, child, behind, FOREVER);
             let listed = Listed { seen: Some(seen), ..listed };
             if !self.add(reply, listed)? {
                 break;
@@ -227,7 +234,8 @@ impl CairnFs {
                 };
                 let behind = offset_of(&name);
                 let timeout = self.options.root_timeout;
-                let listed = self.listed((ROOT, ROOT), &name, &node, child, behind, timeout);
+                let at = (Seen::IN_ROOT, ROOT);
+                let listed = self.listed(at, &name, &node, child, behind, timeout);
                 if !self.add(reply, listed)? {
                     return Ok(());
                 }
@@ -262,10 +270,11 @@ impl CairnFs {
         }
     }
 
-    /// An entry of the directory `parent`; `child` is its content if it is a directory.
+    /// An entry of a directory with the inode number `parent_ino`; `child` is its content if it is a
+    /// directory.
     fn listed<'a>(
         &self,
-        parent: (NodeId, u64),
+        (seen, parent_ino): (Seen, u64),
         name: &'a Name,
         node: &Node,
         child: Option<Arc<Loaded>>,
@@ -279,11 +288,11 @@ impl CairnFs {
         };
         let inode = match (node, child) {
             (Node::Directory { digest, .. }, Some(child)) => {
-                Some(directory_inode(parent, name, digest, &child))
+                Some(directory_inode(seen, parent_ino, name, digest, &child))
             }
-            _ => Inode::of_content(node, self.content_place(parent.1, name)),
+            _ => Inode::of_content(node, self.content_place(parent_ino, name)),
         };
-        let place_ino = || attributes::place_ino(parent.1, name.as_ref());
+        let place_ino = || attributes::place_ino(parent_ino, name.as_ref());
         let ino = inode.as_ref().map_or_else(place_ino, attributes::ino);
         Listed {
             name: name.as_ref(),

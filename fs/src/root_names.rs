@@ -59,6 +59,8 @@ impl RootNames {
                 }
                 Ok(found)
             }
+            // No fault of the source.
+            Err(FsError::Busy) if known.is_some() => Ok(known),
             Err(error @ (FsError::Roots(_) | FsError::Deadline(_))) if known.is_some() => {
                 tracing::warn!(
                     names = %self.source,

@@ -1,6 +1,6 @@
 //! What the end-to-end tests and the benchmark are made of: trees to import, a comparison of
-//! trees, the binary as a running process, a disk that is soon full, a peer that lies. The tests
-//! themselves are in `tests/end_to_end`, the benchmark in `benches`.
+//! trees, the binary as a running process, a disk that is soon full, a peer that lies, a line that
+//! fails. The tests themselves are in `tests/end_to_end`, the benchmark in `benches`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
 pub mod cairn;
@@ -13,6 +13,7 @@ pub mod model;
 pub mod nix;
 pub mod peer;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod tiny_disk;
 pub mod trees;

@@ -81,6 +81,11 @@ pub(crate) struct MountArgs {
     /// Like --writable, with a folder below TMPDIR that is removed at the end
     #[arg(long, conflicts_with = "writable")]
     ephemeral: bool,
+    /// How long a program waits for the store, such as one on another machine, until it is told of an
+    /// input/output error
+    #[arg(long, value_name = "SECONDS", default_value_t = file_system::DEADLINE.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    deadline: u64,
     /// Go on in the background: returns once the mount answers, or has failed to
     ///
     /// Log lines then go to --log-file, or else to the system's log, by /dev/log; without either
@@ -187,6 +192,7 @@ impl MountArgs {
             list_root: !self.no_list_root,
             owner: self.uid_gid.unwrap_or_default(),
             layered: layer.is_some(),
+            deadline: Duration::from_secs(self.deadline),
             xattrs: !self.no_xattr && layer.is_none(),
             space,
             ..FileSystemOptions::default()

@@ -135,24 +135,22 @@ impl Courses {
     }
 }
 
-/// A directory and those that it is in, each with the name of the one below.
+/// A directory and those that it is in, each with the number of the entry that leads on.
 #[derive(Debug)]
 pub(crate) struct Way {
     pub(crate) directory: Digest,
     /// From the inside to the outside.
-    above: Vec<(Digest, Box<[u8]>)>,
+    above: Vec<(Digest, usize)>,
 }
 
 impl Way {
     /// The way to a place, as far up as the kernel knows it and below the root.
     pub(crate) fn to(place: &Place, inodes: &Inodes) -> Self {
         let mut above = Vec::new();
-        let (mut parent, mut name) = (place.parent, place.name.clone());
-        while let Some(inode) = inodes.get(parent)
-            && let Inode::Directory(place) = &*inode
-        {
-            above.push((place.digest, name));
-            (parent, name) = (place.parent, place.name.clone());
+        let mut seen = place.seen;
+        while let Some(Inode::Directory(place)) = inodes.get(seen.parent) {
+            above.push((place.digest, seen.index as usize));
+            seen = place.seen;
         }
         Self { directory: place.digest, above }
     }
@@ -168,7 +166,7 @@ impl Way {
         let mut levels = Vec::with_capacity(self.above.len() + 1);
         for (digest, below) in self.above.iter().rev() {
             let loaded = directories.fetch(digest).await?;
-            let behind = loaded.directory.position(below).map_or(0, |at| at + 1);
+            let behind = below + 1;
             levels.push((loaded, behind, behind));
         }
         levels.push((directories.fetch(&self.directory).await?, 0, 0));
@@ -233,7 +231,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::inodes::ROOT;
+    use crate::inodes::Seen;
 
     fn digest(number: usize) -> Digest {
         Digest::of(&number.to_le_bytes())
@@ -354,7 +352,8 @@ mod tests {
         assert_eq!(texts(found), files(&["ax", "ay"]));
 
         let Node::Directory { digest: x, .. } = leaf("ax").await else { unreachable!() };
-        let above = vec![(a, Box::from(&b"x"[..])), (top, Box::from(&b"a"[..]))];
+        // The first entries of both.
+        let above = vec![(a, 0), (top, 0)];
         let from_x = Way { directory: x, above };
         let found = from_x.next(&directories, 10, has_file).await.unwrap();
         assert_eq!(texts(found), files(&["ay", "b", "bz", "c"]));
@@ -363,16 +362,15 @@ mod tests {
     #[test]
     fn a_way_leads_up_to_the_root() {
         let inodes = Inodes::new();
-        let directory = |parent, name: &str, number| {
+        let directory = |seen: Seen, name: &str, number| {
             let name = Name::try_from(name).unwrap();
-            Inode::directory((parent, parent), &name, digest(number), 0, 0)
+            Inode::directory(seen, seen.parent, &name, digest(number), (0, 0))
         };
-        let outer = inodes.remember(directory(ROOT, "outer", 1), None);
-        let inner = inodes.remember(directory(outer, "inner", 2), None);
-        let inode = inodes.get(inner).unwrap();
-        let Inode::Directory(place) = &*inode else { unreachable!() };
-        let way = Way::to(place, &inodes);
+        let outer = inodes.remember(directory(Seen::IN_ROOT, "outer", 1), None);
+        let inner = inodes.remember(directory(Seen::new(outer, 5), "inner", 2), None);
+        let Some(Inode::Directory(place)) = inodes.get(inner) else { unreachable!() };
+        let way = Way::to(&place, &inodes);
         assert_eq!(way.directory, digest(2));
-        assert_eq!(way.above, [(digest(1), Box::from(&b"inner"[..]))]);
+        assert_eq!(way.above, [(digest(1), 5)]);
     }
 }

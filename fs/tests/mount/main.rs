@@ -3,9 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what the tests stand on fails them loudly")]
 
+mod allocations;
 mod failures;
 mod fixture;
 mod in_order;
+mod large;
 mod lifecycle;
 mod listings;
 mod passthrough;

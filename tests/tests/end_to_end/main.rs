@@ -2,6 +2,7 @@
 //! happens when something is wrong. One binary of tests, a module for each concern.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
+mod blocked;
 mod commands;
 mod copying;
 mod damage;
@@ -12,6 +13,7 @@ mod main_job;
 mod model;
 mod mounting;
 mod profiles;
+mod programs;
 mod real_tree;
 mod refusals;
 mod semantics;

@@ -12,9 +12,9 @@ use std::{
 };
 
 use cairn_tests::{
-    cairn::{Mount, Scene},
+    cairn::{Cairn, Mount, Scene},
     compare::{Face, assert_same},
-    process::{Finished, eventually, run},
+    process::{Finished, Running, eventually, run},
     trees,
 };
 use rustix::process::Signal;
@@ -23,6 +23,14 @@ use rustix::process::Signal;
 fn is_mounted(mountpoint: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == mountpoint.to_str())
+}
+
+/// The options of what is mounted there, as the mount table has them.
+fn options(mountpoint: &Path) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut lines = mounts.lines().map(|line| line.split(' '));
+    let mut line = lines.find(|line| line.clone().nth(1) == mountpoint.to_str()).unwrap();
+    line.nth(3).unwrap().split(',').map(str::to_owned).collect()
 }
 
 fn mounted() -> (Scene, Mount, String) {
@@ -244,9 +252,8 @@ fn the_mount_table_names_the_store() {
     let mut fields = line.split(' ');
     assert_eq!(fields.next(), Some(&*format!("sled:{}", scene.store().display())));
     assert_eq!(fields.nth(1), Some("fuse.cairn"));
-    let options: Vec<_> = fields.next().unwrap().split(',').collect();
     for option in ["ro", "nosuid", "nodev", "noatime", "default_permissions"] {
-        assert!(options.contains(&option), "{line}");
+        assert!(options(&mountpoint).contains(&option.to_owned()), "{line}");
     }
 }
 
@@ -348,4 +355,70 @@ fn a_mount_is_for_others_only_if_told() {
     assert!(!read(&mine).status.success());
     let everyones = cairn.mount_with(&scene.new_folder("everyones"), ["--allow-other"]);
     assert_eq!(read(&everyones).succeeded().text(), "hi\n");
+    let is_for_others = |mount: &Mount| options(mount.mountpoint()).contains(&"allow_other".into());
+    assert!(is_for_others(&everyones) && !is_for_others(&mine));
+}
+
+/// Two users without rights, of whom `nobody` is the first.
+const USERS: [u32; 2] = [65534, 65533];
+
+#[test]
+fn users_without_rights_mount_and_unmount_what_is_theirs() {
+    // As it is everywhere but in some containers.
+    fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+    let scene = Scene::new();
+    let home = scene.new_folder("home");
+    for folder in [scene.folder(), &home] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let tree = trees::small(scene.folder(), "source");
+    let cairn = Cairn::local(&home.join("store")).as_nobody(&home);
+    let path = cairn.import(&tree);
+    let mountpoint = scene.new_folder("home/mnt");
+    std::os::unix::fs::chown(&mountpoint, Some(USERS[0]), Some(USERS[0])).unwrap();
+    let diff = |mount: &Mount, user: u32| {
+        let mut diff = Command::new("diff");
+        diff.args(["-r", "--no-dereference"]).arg(&tree).arg(mount.at(&path));
+        run(diff.uid(user).gid(user))
+    };
+
+    let mount = cairn.mount(&mountpoint);
+    for option in ["ro", "nosuid", "nodev", "noatime", "default_permissions", "user_id=65534"] {
+        assert!(options(&mountpoint).contains(&option.to_owned()), "{option}");
+    }
+    diff(&mount, USERS[0]).succeeded();
+    assert!(!diff(&mount, USERS[1]).status.success());
+    // Nobody else may end it.
+    let mut umount = cairn.command(["umount", mountpoint.to_str().unwrap()]);
+    run(umount.uid(USERS[1]).gid(USERS[1])).failed(1, &[mountpoint.to_str().unwrap()]);
+    assert!(is_mounted(&mountpoint));
+    // What is in use stays, unless it may be lazy.
+    let in_use = {
+        let mut sh = Command::new("sh");
+        let file = mount.at(&path).join("large");
+        sh.args(["-c", "exec sleep 1000 <\"$0\""]).arg(file).uid(USERS[0]).gid(USERS[0]);
+        Running::start(&mut sh)
+    };
+    eventually("the file to be open", || {
+        let open = fs::read_link(format!("/proc/{}/fd/0", in_use.pid().as_raw_nonzero()));
+        open.is_ok_and(|open| open.ends_with("large"))
+    });
+    let umount = |words: &[&str]| run(cairn.command(["umount"]).args(words).arg(&mountpoint));
+    umount(&[]).failed(1, &["in use", "--lazy"]);
+    drop(in_use);
+    umount(&[]).succeeded();
+    assert!(!is_mounted(&mountpoint));
+    mount.finish().succeeded();
+
+    // A signal does the same.
+    let mount = cairn.mount(&mountpoint);
+    diff(&mount, USERS[0]).succeeded();
+    mount.stop(Signal::TERM).succeeded();
+    assert!(!is_mounted(&mountpoint));
+
+    // What was killed is cleaned up by whose it was.
+    let dead = cairn.mount(&mountpoint).kill();
+    umount(&[]).succeeded();
+    assert!(!is_mounted(&mountpoint));
+    drop(dead);
 }

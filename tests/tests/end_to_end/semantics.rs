@@ -168,11 +168,25 @@ fn digests_are_extended_attributes() {
         let length = rustix::fs::getxattr(place, name, &mut buffer[..]).unwrap();
         String::from_utf8(buffer[..length].to_owned()).unwrap()
     };
+    let names = |place: &Path| {
+        let mut buffer = [0; 256];
+        let length = rustix::fs::listxattr(place, &mut buffer[..]).unwrap();
+        let names = buffer[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        names.map(|name| String::from_utf8(name.to_owned()).unwrap()).collect::<Vec<_>>()
+    };
     let root: cairn_castore::Digest = trees::VECTOR_ROOT.parse().unwrap();
-    let found = read(&mount.at(&path), "user.snix.castore.directory.digest");
-    assert_eq!(found, root.to_string());
-    let found = read(&mount.at(&path).join("d/f"), "user.snix.castore.blob.digest");
-    assert_eq!(found, cairn_castore::Digest::of(b"hi\n").to_string());
+    let leaf = cairn_castore::Digest::of(b"hi\n");
+    for (place, kind, digest) in [("", "directory", root), ("d/f", "blob", leaf)] {
+        let place = mount.at(&path).join(place);
+        let expected = ["user.cairn.digest", &format!("user.snix.castore.{kind}.digest")];
+        assert_eq!(names(&place), expected);
+        for name in expected {
+            assert_eq!(read(&place, name), digest.to_string());
+        }
+        let absent = rustix::fs::getxattr(&place, "user.other", &mut [0; 8][..]);
+        assert_eq!(absent.err(), Some(rustix::io::Errno::NODATA));
+    }
+    assert_eq!(names(mount.mountpoint()), [""; 0]);
 }
 
 #[test]
