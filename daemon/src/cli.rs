@@ -13,7 +13,7 @@ use crate::{
     commands::{
         cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs, daemon::DaemonArgs,
         export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs,
-        path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
+        path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs, virtiofs::VirtiofsArgs,
     },
     exit::Failure,
     logging::LoggingArgs,
@@ -39,6 +39,7 @@ Examples:
   cairn daemon --listen [::]:8000         serve the local store to others
   cairn --store grpc+http://host:8000 mount /mnt
                                           show the trees of another machine
+  cairn virtiofs ./cairn.sock             show all trees to a virtual machine
 
 Exit codes: 0 all done, 1 failure, 2 wrong usage, 3 not found, 4 damaged data,
 130 and 143 ended by SIGINT and SIGTERM."
@@ -60,6 +61,7 @@ enum Command {
     Import(ImportArgs),
     Mount(MountArgs),
     Umount(UmountArgs),
+    Virtiofs(VirtiofsArgs),
     Daemon(DaemonArgs),
     Export(ExportArgs),
     Copy(CopyArgs),
@@ -135,6 +137,7 @@ impl Cli {
             Command::Import(args) => args.run(&context).await,
             Command::Mount(args) => args.run(&context).await,
             Command::Umount(args) => args.run().await,
+            Command::Virtiofs(args) => args.run(&context).await,
             Command::Daemon(args) => args.run(&context, sockets).await,
             Command::Export(args) => args.run(&context).await,
             Command::Copy(args) => args.run(&context).await,

@@ -10,8 +10,10 @@ pub(crate) mod list;
 pub(crate) mod ls;
 pub(crate) mod mount;
 pub(crate) mod path_info;
+pub(crate) mod shown;
 pub(crate) mod stat;
 pub(crate) mod umount;
+pub(crate) mod virtiofs;
 
 use std::ffi::OsString;
 

@@ -74,9 +74,11 @@ impl LoggingArgs {
         let ours = ["cairn", "cairn_castore", "cairn_fs", "cairn_store"]
             .map(|module| format!("{module}={level}"))
             .join(",");
+        // These complain of whatever a guest sends that makes no sense, which may be a lot.
+        let quiet = if self.verbose > 2 { "" } else { ",fuse_backend_rs=off,virtio_queue=off" };
         let filter = match std::env::var(VARIABLE) {
             Ok(directives) if !directives.is_empty() => EnvFilter::new(directives),
-            _ => EnvFilter::new(format!("{others},{ours}")),
+            _ => EnvFilter::new(format!("{others}{quiet},{ours}")),
         };
         tracing_subscriber::fmt()
             .with_env_filter(filter)

@@ -91,8 +91,8 @@ impl Ahead {
         Self { walks: Mutex::default(), shared: Arc::new(shared), jobs: OnceLock::new() }
     }
 
-    /// How the transport gives the kernel what it has not asked for. Called on a thread that
-    /// answers nothing: the kernel may let it wait for an answer. The first that is set stays.
+    /// How the transport gives the kernel what it has not asked for, if it can. Called on a thread
+    /// that answers nothing: the kernel may let it wait for an answer. The first that is set stays.
     pub(crate) fn store_by(
         &self,
         store: impl Fn(NodeId, &[u8]) -> io::Result<()> + Send + Sync + 'static,
@@ -150,6 +150,10 @@ impl CairnFs {
     pub(crate) fn read_ahead_of(&self, seen: Seen) {
         let ahead = &self.ahead;
         let (parent, index) = (seen.parent, seen.index as usize);
+        if ahead.shared.store.get().is_none() && !self.reads.are_slow() {
+            // The kernel can't be given anything, and what is asked for is at hand.
+            return;
+        }
         if !ahead.walks.lock().may_be_in_order(parent, index) {
             return;
         }

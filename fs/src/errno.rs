@@ -57,6 +57,9 @@ pub enum FsError {
     /// As many requests wait for the store as may.
     #[error("too many requests wait for the store")]
     Busy,
+    /// As many inodes are held as may be.
+    #[error("too many inodes are held")]
+    TooManyInodes,
     /// The program that made the request is ending.
     #[error("the program that asked is ending")]
     Interrupted,
@@ -71,6 +74,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::Blob(BlobError::PermissionDenied { .. })
         | FsError::Directory(DirectoryError::PermissionDenied { .. }) => Errno::ACCESS,
         FsError::Interrupted => Errno::INTR,
+        FsError::TooManyInodes => Errno::NOMEM,
         // What is missing, damaged or out of reach behind a name that exists is an input/output
         // error to whoever reads it, never "no such file".
         FsError::Blob(_)

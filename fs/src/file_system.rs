@@ -232,7 +232,7 @@ impl CairnFs {
         entry_timeout: Duration,
     ) -> Result<Entry, FsError> {
         let attr = attributes::attributes(&inode, self.face())?;
-        let inode = self.inodes.remember(inode, seen);
+        let inode = self.inodes.remember(inode, seen).ok_or(FsError::TooManyInodes)?;
         Ok(Entry {
             inode,
             generation: 0,

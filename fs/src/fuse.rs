@@ -51,9 +51,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long an unmount waits for the serving threads to end.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// When a mount was asked for nothing for so long, its memory that is free goes back to the system.
-const REST: Duration = Duration::from_secs(2);
-
 /// How much the kernel reads ahead of a sequential reader, in KiB. It has 128 by itself.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -276,38 +273,12 @@ pub fn mount(fs: CairnFs, mountpoint: &Path, options: MountOptions) -> Result<Mo
         mount.mountpoint = mountpoint;
         mount.device = Some(mount.device_there()?);
     }
-    tidy_at_rest(&mount);
+    memory::give_back_at_rest(&mount.fs, {
+        let crew = Arc::downgrade(&mount.crew);
+        move || Some(crew.upgrade()?.request_count())
+    });
     tracing::info!(mountpoint = %mount.mountpoint.display(), "mounted");
     Ok(mount)
-}
-
-/// Has memory given back that is not used any more, the free one whenever the mount comes to rest,
-/// until it ends.
-fn tidy_at_rest(mount: &Mount) {
-    let (crew, fs) = (Arc::downgrade(&mount.crew), Arc::downgrade(&mount.fs));
-    mount.fs.waiter.runtime().spawn(async move {
-        let (mut before, mut tidied) = (0, 0);
-        loop {
-            tokio::time::sleep(REST).await;
-            let Some(requests) = crew.upgrade().map(|crew| crew.request_count()) else { return };
-            if requests == tidied {
-                continue;
-            }
-            let (at_rest, fs) = (requests == before, fs.clone());
-            let tidy = move || {
-                fs.upgrade().inspect(|fs| fs.tidy(at_rest));
-                if at_rest {
-                    memory::give_back();
-                }
-            };
-            // It may take long enough to be in the way of others.
-            let _ = tokio::task::spawn_blocking(tidy).await;
-            if at_rest {
-                tidied = requests;
-            }
-            before = requests;
-        }
-    });
 }
 
 /// The mount point as the mount table writes it: absolute and without symlinks. Does not touch

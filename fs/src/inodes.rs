@@ -123,6 +123,8 @@ struct Table {
     /// The slots of inodes, found by what the inodes are.
     slots: HashTable<u32>,
     hasher: RandomState,
+    /// How many there can be at most.
+    limit: usize,
 }
 
 /// An inode in as few bytes as it takes, since there may be millions.
@@ -196,7 +198,22 @@ impl Hash for Held {
 impl Inodes {
     pub(crate) fn new() -> Self {
         let (held, slots) = (Slots::new(), HashTable::new());
-        Self { table: Mutex::new(Table { held, slots, hasher: RandomState::new() }) }
+        let table = Table { held, slots, hasher: RandomState::new(), limit: usize::MAX };
+        Self { table: Mutex::new(table) }
+    }
+
+    /// Holds no more than so many from now on: for a kernel that is not trusted to hold only what
+    /// it has memory for.
+    pub(crate) fn limit(&self, limit: usize) {
+        self.table.lock().limit = limit;
+    }
+
+    /// The kernel holds nothing any more. Numbers are not used again all the same.
+    pub(crate) fn clear(&self) {
+        let table = &mut *self.table.lock();
+        table.held.clear();
+        table.slots.clear();
+        table.shrink();
     }
 
     /// The inode of a number. `None` if the kernel has forgotten it.
@@ -220,21 +237,25 @@ impl Inodes {
         self.table.lock().find(&held)
     }
 
-    /// The number of an inode, of which the kernel is told once more.
-    pub(crate) fn remember(&self, inode: Inode, seen: Option<Seen>) -> NodeId {
-        let Some(new) = Held::new(inode, seen) else { return ROOT };
+    /// The number of an inode, of which the kernel is told once more. `None` if it is a new one,
+    /// and there are as many as may be.
+    pub(crate) fn remember(&self, inode: Inode, seen: Option<Seen>) -> Option<NodeId> {
+        let Some(new) = Held::new(inode, seen) else { return Some(ROOT) };
         let table = &mut *self.table.lock();
         if let Some(id) = table.find(&new) {
             let held = table.held.get_mut(id).expect("what is found is held");
             held.lookups = held.lookups.saturating_add(1);
             (held.parent, held.index) = (new.parent, new.index);
-            return id;
+            return Some(id);
+        }
+        if table.held.len() >= table.limit {
+            return None;
         }
         let hash = table.hasher.hash_one(&new);
         let id = table.held.insert(new);
         let hash_of = |slot: &u32| table.hasher.hash_one(table.held.in_slot(*slot).1);
         table.slots.insert_unique(hash, id as u32, hash_of);
-        id
+        Some(id)
     }
 
     /// The kernel forgets some of the times that it was told of inodes.
@@ -303,45 +324,49 @@ mod tests {
         Inode::directory(Seen::new(parent, index), parent, &name, Digest::EMPTY, (0, 0))
     }
 
+    fn remember(inodes: &Inodes, inode: Inode) -> NodeId {
+        inodes.remember(inode, None).unwrap()
+    }
+
     #[test]
     fn files_are_their_content_and_mode() {
         let inodes = Inodes::new();
-        let plain = inodes.remember(file("a", false), None);
-        assert_eq!(inodes.remember(file("a", false), None), plain);
-        assert_ne!(inodes.remember(file("a", true), None), plain);
-        assert_ne!(inodes.remember(file("b", false), None), plain);
+        let plain = remember(&inodes, file("a", false));
+        assert_eq!(remember(&inodes, file("a", false)), plain);
+        assert_ne!(remember(&inodes, file("a", true)), plain);
+        assert_ne!(remember(&inodes, file("b", false)), plain);
         assert_eq!(inodes.len(), 4);
     }
 
     #[test]
     fn directories_are_places() {
         let inodes = Inodes::new();
-        let place = inodes.remember(directory(7, 1, "x"), None);
-        assert_eq!(inodes.remember(directory(7, 1, "x"), None), place);
-        assert_ne!(inodes.remember(directory(8, 1, "x"), None), place);
-        assert_ne!(inodes.remember(directory(7, 2, "y"), None), place);
+        let place = remember(&inodes, directory(7, 1, "x"));
+        assert_eq!(remember(&inodes, directory(7, 1, "x")), place);
+        assert_ne!(remember(&inodes, directory(8, 1, "x")), place);
+        assert_ne!(remember(&inodes, directory(7, 2, "y")), place);
         // As in the root, whose entries have no numbers.
-        assert_ne!(inodes.remember(directory(7, 1, "y"), None), place);
+        assert_ne!(remember(&inodes, directory(7, 1, "y")), place);
         assert_eq!(inodes.get(place), Some(directory(7, 1, "x")));
     }
 
     #[test]
     fn an_inode_stays_until_all_is_forgotten_and_its_number_never_returns() {
         let inodes = Inodes::new();
-        let first = inodes.remember(file("a", false), None);
-        inodes.remember(file("a", false), None);
+        let first = remember(&inodes, file("a", false));
+        remember(&inodes, file("a", false));
         inodes.forget([(first, 1)]);
         assert!(inodes.get(first).is_some());
         inodes.forget([(first, 1)]);
         assert!(inodes.get(first).is_none());
         assert_eq!(inodes.len(), 1);
-        assert_ne!(inodes.remember(file("a", false), None), first);
+        assert_ne!(remember(&inodes, file("a", false)), first);
     }
 
     #[test]
     fn forgetting_too_much_or_the_unknown_does_no_harm() {
         let inodes = Inodes::new();
-        let id = inodes.remember(file("a", false), None);
+        let id = remember(&inodes, file("a", false));
         inodes.forget([(ROOT, 5), (id, u64::MAX), (id, 1), (999, 1)]);
         assert_eq!(inodes.len(), 1);
         assert!(inodes.get(ROOT).is_some());
@@ -358,7 +383,7 @@ mod tests {
             let mut past = Vec::new();
             for (content, count) in steps {
                 if count == 0 {
-                    let id = inodes.remember(file(&content.to_string(), false), None);
+                    let id = remember(&inodes, file(&content.to_string(), false));
                     prop_assert!(!past.contains(&id));
                     let entry = told.entry(content).or_insert((id, 0));
                     prop_assert_eq!(entry.0, id);
@@ -384,7 +409,7 @@ mod tests {
     fn memory_goes_back_when_the_kernel_forgets() {
         let inodes = Inodes::new();
         let ids: Vec<_> =
-            (0..50_000).map(|i| (inodes.remember(file(&i.to_string(), false), None), 1)).collect();
+            (0..50_000).map(|i| (remember(&inodes, file(&i.to_string(), false)), 1)).collect();
         inodes.forget(ids);
         let table = inodes.table.lock();
         assert_eq!(table.held.chunk_count(), 0);

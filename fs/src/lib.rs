@@ -1,6 +1,7 @@
 //! A castore as a file system: inodes, attributes, listings and reads over blobs and directories,
-//! and the kernel's FUSE device as their transport. Names in the root come from whoever implements
-//! [`roots::Roots`]; nothing here knows of Nix, or of how a store is reached.
+//! and their transports: the kernel's FUSE device, and virtiofs for virtual machines. Names in the
+//! root come from whoever implements [`roots::Roots`]; nothing here knows of Nix, or of how a store
+//! is reached.
 
 mod ahead;
 mod attributes;
@@ -15,6 +16,7 @@ mod passthrough;
 mod reads;
 mod root_names;
 pub mod space;
+pub mod virtiofs;
 mod wait;
 
 pub use cairn_castore::roots;

@@ -22,7 +22,7 @@ use std::{
 use cairn_tests::{
     cairn::{Cairn, Scene, binary},
     linux,
-    measure::{allocated, command, measure_tree, median, peak_memory, time, walk},
+    measure::{allocated, command, measure_tree, median, medians_of, peak_memory, time, walk},
     random::Random,
     usage,
 };
@@ -370,9 +370,10 @@ fn print(set: &str, (nodes, bytes): (u64, u64), runs: usize, results: &Results) 
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut out = std::io::stdout().lock();
+    let medians = medians_of(runs);
     writeln!(
         out,
-        "\n{set}: {nodes} nodes, {} MB. Medians of {runs} runs; {cpus} CPUs, Linux {}.\n",
+        "\n{set}: {nodes} nodes, {} MB. {medians}; {cpus} CPUs, Linux {}.\n",
         megabytes(bytes),
         kernel.trim()
     )

@@ -22,7 +22,10 @@ use std::{
 use cairn_tests::{
     cairn::{Cairn, Mount, Scene, binary},
     linux,
-    measure::{command, drop_caches, measure_tree, median, memory, peak_memory, time, walk},
+    measure::{
+        command, drop_caches, measure_tree, median, medians_of, memory, peak_memory, time, walk,
+    },
+    process::{bytes_read_by, eventually},
     random::Random,
 };
 
@@ -39,25 +42,38 @@ const RANDOM_BYTES: usize = 4096;
 /// How long a mount may take to give its memory back.
 const REST: Duration = Duration::from_secs(4);
 
-/// How many names that are not there are asked for.
+/// How many times names that are not there are asked for in the tree.
 const MISSES: usize = 100_000;
 
+/// The entries of two folders of empty files, in which names are asked for.
+const FEW: usize = 10;
+const MANY: usize = 100_000;
+
+/// How many names that are not there are asked for in each of them, each once.
+const NAMES: usize = 20_000;
+
 /// The places that the tree is read from, with the names to choose them by.
-const PLACES: [(Place, &str, &str); 6] = [
+const PLACES: [(Place, &str, &str); 7] = [
     (Place::Disk, "disk", "local file system"),
     (Place::Erofs, "erofs", "erofs"),
     (Place::Squashfs, "squashfs", "squashfs"),
     (Place::Squashfuse, "squashfuse", "squashfuse"),
     (Place::Cairn, "cairn", "**cairn**, local store"),
+    (Place::Passthrough, "passthrough", "**cairn**, passthrough"),
     (Place::Tcp, "tcp", "**cairn**, over TCP"),
 ];
 
 /// What is done, in this order.
-const WORKS: [(Work, &str); 11] = [
+const WORKS: [(Work, &str); 16] = [
     (Work::Find, "`find -printf %s`, caches dropped"),
     (Work::Tar, "`tar` of the tree, caches dropped"),
     (Work::TarAgain, "`tar` again"),
-    (Work::Misses, "100,000 names that are not there"),
+    (Work::Misses, "100,000 times a name that is not there, of 1,000 names"),
+    (Work::NewMisses(FEW), "20,000 names that are not there, once each, among 10 entries"),
+    (Work::NewMisses(MANY), "the same among 100,000 entries"),
+    (Work::OldMisses(MANY), "the same again"),
+    (Work::List, "`ls -f` of 100,000 entries, caches dropped"),
+    (Work::ListAgain, "`ls -f` again"),
     (Work::Readers(1), "every file, 1 reader, caches dropped"),
     (Work::Readers(2), "every file, 2 readers, caches dropped"),
     (Work::Readers(8), "every file, 8 readers, caches dropped"),
@@ -74,6 +90,8 @@ enum Place {
     Squashfs,
     Squashfuse,
     Cairn,
+    /// Like the one before, with the large file made whole.
+    Passthrough,
     Tcp,
 }
 
@@ -83,6 +101,11 @@ enum Work {
     Tar,
     TarAgain,
     Misses,
+    /// In the folder of so many entries.
+    NewMisses(usize),
+    OldMisses(usize),
+    List,
+    ListAgain,
     Readers(usize),
     Sequential,
     SequentialAgain,
@@ -132,6 +155,8 @@ fn main() {
     let source = scene.new_folder("source");
     command("cp", [OsStr::new("-a"), tree.as_os_str(), source.join("tree").as_os_str()]);
     write_large(&source.join("large"));
+    write_many(&source, FEW);
+    write_many(&source, MANY);
     let _images: Vec<_> =
         places.iter().filter_map(|place| show_image(&scene, &source, *place)).collect();
     let cairn = scene.cairn();
@@ -147,11 +172,13 @@ fn main() {
         // New mounts each time: what a server has in its own memory is not the kernel's to drop.
         let mut local = scene.mount(&cairn, "local");
         let tcp = scene.mount(&daemon.client(), "tcp");
+        let passthrough = pass_through(&scene, &cairn, &path);
         for &place in &places {
             eprintln!("run {} of {runs}: {place:?}", run + 1);
             let top = match place {
                 Place::Disk => source.clone(),
                 Place::Cairn => local.at(&path),
+                Place::Passthrough => passthrough.at(&path),
                 Place::Tcp => tcp.at(&path),
                 image => scene.path(&format!("{image:?}")),
             };
@@ -171,6 +198,21 @@ fn place(name: &str) -> Place {
     found.unwrap_or_else(|| panic!("{name}: not a place of this benchmark")).0
 }
 
+/// A mount of the store by which the kernel reads the large file by itself.
+fn pass_through(scene: &Scene, cairn: &Cairn, path: &str) -> Mount {
+    let folder = scene.path("whole");
+    let options = ["--profile", "passthrough", "--whole-files", folder.to_str().unwrap()];
+    let mut mount = cairn.mount_with(&scene.new_folder("passthrough"), options);
+    // Read once, it becomes whole, or is verified if it has been in an earlier run.
+    eventually("the kernel reads the large file", || {
+        drop_caches();
+        let before = bytes_read_by(mount.process().pid());
+        read_in_order(&mount.at(path).join("large"));
+        bytes_read_by(mount.process().pid()) - before < LARGE_BYTES / 2
+    });
+    mount
+}
+
 /// A file that can't be compressed.
 fn write_large(path: &Path) {
     let mut random = Random::new("a large file");
@@ -180,10 +222,23 @@ fn write_large(path: &Path) {
     }
 }
 
+/// The folder of so many entries.
+fn folder_of(top: &Path, entries: usize) -> PathBuf {
+    top.join(format!("entries-{entries}"))
+}
+
+fn write_many(top: &Path, entries: usize) {
+    let folder = folder_of(top, entries);
+    fs::create_dir(&folder).unwrap();
+    for number in 0..entries {
+        File::create(folder.join(format!("entry-{number}"))).unwrap();
+    }
+}
+
 /// Makes an image of the source, unless it is there, and mounts it, if the place is one.
 fn show_image(scene: &Scene, source: &Path, place: Place) -> Option<Mounted> {
     let (image, program, options): (_, _, &[&str]) = match place {
-        Place::Disk | Place::Cairn | Place::Tcp => return None,
+        Place::Disk | Place::Cairn | Place::Passthrough | Place::Tcp => return None,
         Place::Erofs => (scene.path("erofs.image"), "mkfs.erofs", &["-zlz4"]),
         // The level that is the default takes minutes, and reads no slower.
         Place::Squashfs | Place::Squashfuse => {
@@ -223,14 +278,22 @@ fn measure(top: &Path, run: usize, mut add: impl FnMut(Work, f64)) {
         .collect();
     let mut files = None;
     for (work, _) in WORKS {
-        let again = [Work::TarAgain, Work::SequentialAgain, Work::RandomAgain, Work::Misses];
-        if !again.contains(&work) {
-            drop_caches();
+        match work {
+            Work::TarAgain | Work::SequentialAgain | Work::RandomAgain | Work::ListAgain => {}
+            Work::Misses | Work::OldMisses(_) => {}
+            _ => drop_caches(),
         }
         let taken = match work {
             Work::Find => time(|| find(&tree)),
             Work::Tar | Work::TarAgain => time(|| tar(&tree)),
             Work::Misses => time(|| miss(&tree)),
+            Work::NewMisses(entries) | Work::OldMisses(entries) => {
+                let folder = folder_of(top, entries);
+                // The folder itself has been read, by whoever looks for something in it.
+                fs::metadata(folder.join("entry-0")).unwrap();
+                time(|| miss_once(&folder))
+            }
+            Work::List | Work::ListAgain => time(|| list(&folder_of(top, MANY))),
             Work::Readers(readers) => {
                 let files: &Vec<PathBuf> = files.get_or_insert_with(|| files_of(&tree));
                 drop_caches();
@@ -260,6 +323,16 @@ fn miss(folder: &Path) {
     for number in 0..MISSES {
         fs::symlink_metadata(folder.join(format!("none-{}", number % 1000))).unwrap_err();
     }
+}
+
+fn miss_once(folder: &Path) {
+    for number in 0..NAMES {
+        fs::symlink_metadata(folder.join(format!("none-{number}"))).unwrap_err();
+    }
+}
+
+fn list(folder: &Path) {
+    command("ls", [OsStr::new("-f"), folder.as_os_str()]);
 }
 
 fn files_of(tree: &Path) -> Vec<PathBuf> {
@@ -311,9 +384,10 @@ fn print(source: &Path, places: &[Place], runs: usize, results: &Results, own: &
     let release = kernel.split('-').next().unwrap_or_default().trim();
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let size = megabytes(bytes);
+    let medians = medians_of(runs);
     writeln!(
         out,
-        "\n{nodes} nodes, {size:.0} MB. Medians of {runs} runs, in seconds, and the ratio to the \
+        "\n{nodes} nodes, {size:.0} MB. {medians}, in seconds, and the ratio to the \
          first column; {cpus} CPUs, Linux {release}.\n",
     )
     .unwrap();

@@ -19,7 +19,9 @@ use std::{
 use cairn_tests::{
     cairn::{Cairn, Scene, binary},
     linux,
-    measure::{allocated, command, drop_caches, measure_tree, median, peak_memory, time},
+    measure::{
+        allocated, command, drop_caches, measure_tree, median, medians_of, peak_memory, time,
+    },
     usage,
 };
 
@@ -245,9 +247,10 @@ fn print(tree: &Path, size: (u64, u64), runs: usize, results: &Results, stored: 
     let name = tree.file_name().unwrap().to_string_lossy();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let medians = medians_of(runs);
     writeln!(
         out,
-        "{name}: {} nodes, {}. Medians of {runs} runs; {cpus} CPUs, Linux {}.\n",
+        "{name}: {} nodes, {}. {medians}; {cpus} CPUs, Linux {}.\n",
         size.0,
         megabytes(size.1),
         kernel.trim()

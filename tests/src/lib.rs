@@ -18,3 +18,4 @@ pub mod random;
 pub mod tiny_disk;
 pub mod trees;
 pub mod usage;
+pub mod virtual_machine;

@@ -26,6 +26,14 @@ pub fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
+/// What the values of so many runs are, as a table says it.
+pub fn medians_of(runs: usize) -> String {
+    match runs {
+        1 => "One run".to_owned(),
+        runs => format!("Medians of {runs} runs"),
+    }
+}
+
 /// Runs another program, which has to succeed. Its output goes nowhere.
 pub fn command<A: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = A>) {
     let mut command = Command::new(program);
@@ -98,5 +106,6 @@ mod tests {
         assert_eq!(measure_tree(folder.path()), (4, 3));
         assert!(allocated(folder.path()) > 0);
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!([1, 5].map(medians_of), ["One run", "Medians of 5 runs"]);
     }
 }

@@ -9,17 +9,20 @@ use std::{
 };
 
 use cairn_fs::{
-    file_system::{self, CairnFs, FileSystemOptions, Owner},
+    file_system::{self, CairnFs},
     fuse::{self, Layer, Left, Mount, MountError, MountOptions},
     space::SpaceSource,
 };
-use cairn_store::{PathInfo, Services, roots::StoreRoots};
+use cairn_store::{PathInfo, Services};
 use clap::Args;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use self::profile::ProfileArgs;
-use super::import::{Imports, StatCacheArgs};
+use super::{
+    import::{Imports, StatCacheArgs},
+    shown::{self, ShownArgs},
+};
 use crate::{background, cli::Context, exit::Failure, output::Output, signals::EndSignals};
 
 /// What is printed, with the mountpoint behind it, once the mount answers.
@@ -49,21 +52,11 @@ pub(crate) struct MountArgs {
     import: Vec<PathBuf>,
     #[command(flatten)]
     stat_cache: StatCacheArgs,
-    /// List the store paths in the root, which is the default
-    #[arg(long, hide = true, overrides_with = "no_list_root")]
-    list_root: bool,
-    /// Do not list the store paths in the root: only who knows one finds it
-    #[arg(long, overrides_with = "list_root")]
-    no_list_root: bool,
+    #[command(flatten)]
+    shown: ShownArgs,
     /// Let other users use the mount
     #[arg(long)]
     allow_other: bool,
-    /// Whom everything belongs to, as two numbers; root, 0:0, unless told
-    #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
-    uid_gid: Option<Owner>,
-    /// Show no extended attributes, which hold the digests of files and directories
-    #[arg(long)]
-    no_xattr: bool,
     #[command(flatten)]
     profile: ProfileArgs,
     /// Let everything be changed: what is written, and what is removed, is kept in this folder
@@ -81,11 +74,6 @@ pub(crate) struct MountArgs {
     /// Like --writable, with a folder below TMPDIR that is removed at the end
     #[arg(long, conflicts_with = "writable")]
     ephemeral: bool,
-    /// How long a program waits for the store, such as one on another machine, until it is told of an
-    /// input/output error
-    #[arg(long, value_name = "SECONDS", default_value_t = file_system::DEADLINE.as_secs())]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    deadline: u64,
     /// Go on in the background: returns once the mount answers, or has failed to
     ///
     /// Log lines then go to --log-file, or else to the system's log, by /dev/log; without either
@@ -95,16 +83,6 @@ pub(crate) struct MountArgs {
     /// How long what is open can still be read after SIGINT or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
-}
-
-/// Reads UID:GID.
-fn parse_owner(text: &str) -> Result<Owner, String> {
-    let parsed = text.split_once(':').and_then(|(uid, gid)| {
-        // The highest number means "nobody said" to the kernel.
-        let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
-        Some(Owner { uid: number(uid)?, gid: number(gid)? })
-    });
-    parsed.ok_or_else(|| "write two numbers, as in 1000:100".to_owned())
 }
 
 impl MountArgs {
@@ -183,20 +161,10 @@ impl MountArgs {
         layer: Option<Layer>,
     ) -> Result<Mount, Failure> {
         let (blobs, passthrough) = self.profile.apply(services.blobs.clone()).await?;
-        let shown = file_system::Services {
-            blobs,
-            directories: services.directories.clone(),
-            roots: Arc::new(StoreRoots::new(services.path_infos.clone())),
-        };
-        let options = FileSystemOptions {
-            list_root: !self.no_list_root,
-            owner: self.uid_gid.unwrap_or_default(),
-            layered: layer.is_some(),
-            deadline: Duration::from_secs(self.deadline),
-            xattrs: !self.no_xattr && layer.is_none(),
-            space,
-            ..FileSystemOptions::default()
-        };
+        let shown = file_system::Services { blobs, ..shown::services(services) };
+        let mut options = self.shown.options(space);
+        options.layered = layer.is_some();
+        options.xattrs &= layer.is_none();
         let mount_options = MountOptions {
             allow_other: self.allow_other,
             source: services.path_infos.to_string(),

@@ -128,18 +128,13 @@ impl Listener {
     /// Binds an address. A socket's file that a server has left behind is replaced; one that
     /// answers is not.
     pub(crate) async fn bind(address: &ListenAddress) -> Result<Self, ListenError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => ListenError::InUse { address: address.clone() },
-            _ => ListenError::Bind { address: address.clone(), source },
-        };
         match address {
             ListenAddress::Tcp(text) => {
-                Ok(Self::Tcp(TcpListener::bind(text.as_str()).await.map_err(failed)?))
+                let bound = TcpListener::bind(text.as_str()).await;
+                Ok(Self::Tcp(bound.map_err(|error| failure(address, error))?))
             }
             ListenAddress::Unix(path) => {
-                remove_stale(address, path).await?;
-                let listener = UnixListener::bind(path).map_err(failed)?;
-                let file = SocketFile::of(path).map_err(failed)?;
+                let (listener, file) = bind_unix(path).await?;
                 Ok(Self::Unix(listener, Some(file)))
             }
         }
@@ -175,6 +170,25 @@ impl Drop for SocketFile {
         if is_ours && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a socket's file stays behind");
         }
+    }
+}
+
+/// Binds a unix socket, which has its file for as long as the second of what is returned is kept. A
+/// file that a server has left behind is replaced; one that answers is not.
+pub(crate) async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    let address = ListenAddress::Unix(path.to_owned());
+    remove_stale(&address, path).await?;
+    let failed = |error| failure(&address, error);
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    let file = SocketFile::of(path).map_err(failed)?;
+    Ok((listener, file))
+}
+
+fn failure(address: &ListenAddress, source: io::Error) -> ListenError {
+    let address = address.clone();
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse { address },
+        _ => ListenError::Bind { address, source },
     }
 }
 

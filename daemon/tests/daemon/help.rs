@@ -4,10 +4,11 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "import",
     "mount",
     "umount",
+    "virtiofs",
     "daemon",
     "export",
     "copy",

@@ -366,8 +366,8 @@ mod tests {
             let name = Name::try_from(name).unwrap();
             Inode::directory(seen, seen.parent, &name, digest(number), (0, 0))
         };
-        let outer = inodes.remember(directory(Seen::IN_ROOT, "outer", 1), None);
-        let inner = inodes.remember(directory(Seen::new(outer, 5), "inner", 2), None);
+        let outer = inodes.remember(directory(Seen::IN_ROOT, "outer", 1), None).unwrap();
+        let inner = inodes.remember(directory(Seen::new(outer, 5), "inner", 2), None).unwrap();
         let Some(Inode::Directory(place)) = inodes.get(inner) else { unreachable!() };
         let way = Way::to(&place, &inodes);
         assert_eq!(way.directory, digest(2));

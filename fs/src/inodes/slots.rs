@@ -128,6 +128,21 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// Gives up all numbers.
+    pub(super) fn clear(&mut self) {
+        let mut all = Vec::with_capacity(self.len);
+        for (number, chunk) in (0_u32..).zip(&self.chunks) {
+            let slots = (0_u32..).zip(chunk.slots.iter().flat_map(|slots| slots.iter()));
+            let used = slots.filter(|(_, slot)| slot.value.is_some());
+            all.extend(
+                used.map(|(at, slot)| id(slot.generation, number * CHUNK_SLOTS as u32 + at)),
+            );
+        }
+        for id in all {
+            self.remove(id);
+        }
+    }
+
     /// Forgets chunks that hold nothing, once most do not.
     pub(super) fn shrink(&mut self) {
         if self.len >= self.chunks.len() * CHUNK_SLOTS / 4 {
@@ -217,6 +232,17 @@ mod tests {
         assert!(slots.chunks.capacity() <= 4 * CHUNKS_MIN && slots.with_room.len() <= CHUNKS_MIN);
         let first: HashSet<_> = first.into_iter().collect();
         assert!((0..COUNT).all(|value| !first.contains(&slots.insert(value))));
+    }
+
+    #[test]
+    fn what_was_cleared_is_gone_and_its_numbers_do_not_return() {
+        let mut slots = Slots::new();
+        let first: Vec<_> = (0..1000).map(|value| slots.insert(value)).collect();
+        slots.remove(first[500]);
+        slots.clear();
+        assert_eq!((slots.len(), slots.chunk_count()), (0, 0));
+        assert!(first.iter().all(|&id| slots.get(id).is_none()));
+        assert!((0..1000).all(|value| !first.contains(&slots.insert(value))));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -51,6 +51,8 @@ pub(crate) struct Remote {
     /// How many blobs each request for many was for.
     pub(crate) batches: Arc<Mutex<Vec<usize>>>,
     gets: Arc<Mutex<HashMap<Digest, usize>>>,
+    /// How often contents were asked for that are at hand; `None` if nothing is.
+    local_reads: Option<Arc<AtomicUsize>>,
 }
 
 impl Remote {
@@ -64,16 +66,32 @@ impl Remote {
             lengths: Arc::default(),
             batches: Arc::default(),
             gets: Arc::default(),
+            local_reads: None,
+        }
+    }
+
+    /// The same with contents at hand after all.
+    pub(crate) fn at_hand(self) -> Self {
+        Self { local_reads: Some(Arc::default()), ..self }
+    }
+
+    /// How often contents were asked for that are at hand.
+    pub(crate) fn local_reads(&self) -> usize {
+        self.local_reads.as_ref().map_or(0, |reads| reads.load(Ordering::Relaxed))
+    }
+
+    /// This store, with one tree as `root`.
+    pub(crate) fn services(&self, root: Node) -> Services {
+        let names = Names::new([("root", root)]);
+        Services {
+            blobs: Arc::new(self.clone()),
+            directories: Arc::new(self.clone()),
+            roots: Arc::new(names),
         }
     }
 
     pub(crate) fn mount(&self, store: &Store, root: Node, deadline: Duration) -> Mounted {
-        let names = Names::new([("root", root)]);
-        let services = Services {
-            blobs: Arc::new(self.clone()),
-            directories: Arc::new(self.clone()),
-            roots: Arc::new(names),
-        };
+        let services = self.services(root);
         let options = FileSystemOptions { deadline, ..FileSystemOptions::default() };
         Mounted::with(store, services, options)
     }
@@ -87,7 +105,7 @@ impl Remote {
     }
 
     /// Returns when so many requests are stuck.
-    fn wait_for_stuck(&self, store: &Store, count: usize) {
+    pub(crate) fn wait_for_stuck(&self, store: &Store, count: usize) {
         let mut waiting = self.waiting.subscribe();
         store
             .runtime
@@ -136,8 +154,9 @@ impl BlobService for Remote {
         self.blobs.put_many(blobs).await
     }
 
-    fn read_local(&self, _: &Digest, _: ByteRange) -> Option<Result<Bytes, BlobError>> {
-        None
+    fn read_local(&self, digest: &Digest, range: ByteRange) -> Option<Result<Bytes, BlobError>> {
+        self.local_reads.as_ref()?.fetch_add(1, Ordering::Relaxed);
+        self.blobs.read_local(digest, range)
     }
 
     fn lend(&self, _: &Digest) -> Option<File> {

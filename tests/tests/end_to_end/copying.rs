@@ -78,7 +78,7 @@ fn a_copy_that_was_killed_goes_on_where_it_was() {
     assert_eq!(there.list(), [""; 0], "a path whose contents are not there");
 
     let copied = cairn.run(["-v", "copy", "--to", &url(&to), &path]).succeeded();
-    assert_eq!(copied.lines(), [path.clone()]);
+    assert_eq!(copied.lines(), std::slice::from_ref(&path));
     assert_there(&there, &scene, &path, &tree);
 }
 

@@ -19,4 +19,5 @@ mod refusals;
 mod semantics;
 mod serving;
 mod sharing;
+mod virtiofs;
 mod writable;

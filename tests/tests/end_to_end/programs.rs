@@ -267,8 +267,8 @@ fn a_compiler_has_its_headers_and_libraries_on_a_mount() {
     assert!(dependencies.text().split_whitespace().filter(is_on_mount).count() > 10);
     assert!(!dependencies.text().contains(" /usr/include"), "{}", dependencies.text());
     let libraries = root.join(folder_of("crt1.o").strip_prefix("/").unwrap());
-    let loader = fs::read_dir(&libraries).unwrap().map(|entry| entry.unwrap().path());
-    let loader = loader.filter(|path| path.to_str().unwrap().contains("/ld-linux")).next().unwrap();
+    let mut loader = fs::read_dir(&libraries).unwrap().map(|entry| entry.unwrap().path());
+    let loader = loader.find(|path| path.to_str().unwrap().contains("/ld-linux")).unwrap();
     let words = ["--library-path", libraries.to_str().unwrap(), "./hello"];
     assert_eq!(run(loader, &words, &source).text(), HELLO_SAYS);
 }

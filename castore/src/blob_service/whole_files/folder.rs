@@ -3,6 +3,7 @@
 //! share a folder.
 
 use std::{
+    cmp::Reverse,
     fmt,
     fs::{self, DirBuilder, File},
     io::{self, Read as _, Write as _},
@@ -201,7 +202,7 @@ impl Folder {
     pub(super) fn begin(&self, digest: Digest, size: u64) -> Result<Unfinished, WholeFilesError> {
         let mut kept = self.kept()?;
         // The most recently used first: the others are taken from the end.
-        kept.sort_by(|a, b| b.used.cmp(&a.used));
+        kept.sort_by_key(|kept| Reverse(kept.used));
         let mut bytes = kept.iter().map(|kept| kept.bytes).sum::<u64>();
         let mut give_up_one = || -> Result<Option<u64>, WholeFilesError> {
             let Some(oldest) = kept.pop() else { return Ok(None) };
