@@ -8,6 +8,7 @@ mod copying;
 mod damage;
 mod full_disk;
 mod kills;
+mod large;
 mod lying_peers;
 mod main_job;
 mod model;
