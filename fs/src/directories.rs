@@ -133,9 +133,12 @@ impl Directories {
     }
 
     /// Lets go of directories that are too large for the cache and were not used since the last time
-    /// this was called, or of all of them.
+    /// this was called, or of all directories.
     pub(crate) fn tidy(&self, all: bool) {
         self.large.lock().retain_mut(|large| mem::take(&mut large.is_used) && !all);
+        if all {
+            self.cache.clear();
+        }
     }
 
     fn held(&self, digest: &Digest) -> Option<Arc<Loaded>> {

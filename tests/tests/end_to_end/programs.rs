@@ -22,7 +22,9 @@ fn run(program: impl AsRef<std::ffi::OsStr>, words: &[&str], folder: &Path) -> F
 
 #[track_caller]
 fn finish(command: &mut Command) -> Finished {
-    Running::start(command.env("LC_ALL", "C")).finish_within(LONG_PATIENCE)
+    // Cargo names the libraries of its own toolchain there, which would be taken for the mount's.
+    let command = command.env("LC_ALL", "C").env_remove("LD_LIBRARY_PATH");
+    Running::start(command).finish_within(LONG_PATIENCE)
 }
 
 /// Imports a tree and mounts the store; the tree on the mount.
