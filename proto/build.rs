@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "snix/castore/v1/castore.proto",
     "snix/castore/v1/rpc_blobstore.proto",
     "snix/castore/v1/rpc_directory.proto",
     "snix/store/v1/pathinfo.proto",
     "snix/store/v1/rpc_pathinfo.proto",
+    "cairn/v1/cache.proto",
     "cairn/v1/castore.proto",
     "cairn/v1/store.proto",
 ];

@@ -9,6 +9,11 @@ use std::{
 
 use url::Url;
 
+use crate::{ByteSize, local::cache::CACHE_MIN};
+
+/// The smallest cache in memory, in bytes: some of the largest records.
+const MEMORY_CACHE_MIN: u64 = 16 * 1024 * 1024;
+
 /// The address of a store, or of one of its services.
 ///
 /// | written | store |
@@ -17,6 +22,7 @@ use url::Url;
 /// | `sled:/path`, `sled:///path` | local, in a folder |
 /// | `objectstore+file:///path`, `+s3://bucket/prefix`, `+gs://`, `+az://`, `+http(s)://`, `+memory:/` | objects; query pairs are options |
 /// | `grpc+http://host:port`, `grpc+https://host`, `grpc+unix:/path` | another process |
+/// | `cache:?near=URL&far=URL`, with `&size=20GiB` | what is far, of which what was read is kept near |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// In the memory of the process.
@@ -27,6 +33,19 @@ pub enum Address {
     ObjectStore(ObjectAddress),
     /// Another process.
     Grpc(GrpcAddress),
+    /// A store that is far, and what is kept near of it.
+    Cache(Box<CacheAddress>),
+}
+
+/// A store and its cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheAddress {
+    /// Where what was read is kept: in memory or in a folder of this machine.
+    pub near: Address,
+    /// The store, which has no other cache.
+    pub far: Address,
+    /// The most bytes that are kept; not told, it is for whoever opens it to say.
+    pub size: Option<ByteSize>,
 }
 
 /// A URL that [`object_store`] knows, without the `objectstore+` before it.
@@ -83,7 +102,7 @@ pub enum InvalidAddress {
 }
 
 const SCHEMES: &str = "use memory:, sled:/path, objectstore+file:///path, objectstore+s3://bucket, \
-    grpc+http://host:port, grpc+https://host or grpc+unix:/path";
+    grpc+http://host:port, grpc+https://host, grpc+unix:/path or cache:?near=URL&far=URL";
 
 impl FromStr for Address {
     type Err = InvalidAddress;
@@ -105,7 +124,8 @@ impl FromStr for Address {
                 Ok(Self::Grpc(GrpcAddress::Unix(absolute_path(text, "grpc+unix", rest)?)))
             }
             "grpc+http" | "grpc+https" => tcp(text).map(|url| Self::Grpc(GrpcAddress::Tcp(url))),
-            "nix+http" | "nix+https" | "cache" => {
+            "cache" => cache(text, rest).map(|cache| Self::Cache(Box::new(cache))),
+            "nix+http" | "nix+https" => {
                 Err(InvalidAddress::Unsupported { address: text.to_owned(), scheme })
             }
             _ => match scheme.strip_prefix("objectstore+") {
@@ -209,6 +229,49 @@ fn objects(text: &str, inner: &str) -> Result<ObjectAddress, InvalidAddress> {
     }
 }
 
+/// The two addresses in `?near=URL&far=URL`. What has a meaning there is an escape in them; a plus
+/// is none.
+fn cache(text: &str, rest: &str) -> Result<CacheAddress, InvalidAddress> {
+    let malformed =
+        |reason: String| malformed(text, format!("{reason}; write cache:?near=sled:/path&far=URL"));
+    let Some(query) = rest.strip_prefix('?') else {
+        return Err(malformed("a question mark is missing".to_owned()));
+    };
+    let (mut near, mut far, mut size) = (None, None, None);
+    let query = query.replace('+', "%2B");
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        let is_first = match &*name {
+            "near" => near.replace(value).is_none(),
+            "far" => far.replace(value).is_none(),
+            "size" => size.replace(value).is_none(),
+            _ => return Err(malformed(format!("there is no option {name:?}"))),
+        };
+        if !is_first {
+            return Err(malformed(format!("{name} is there twice")));
+        }
+    }
+    let side = |name: &str, value: Option<_>| -> Result<Address, InvalidAddress> {
+        let value: std::borrow::Cow<'_, str> =
+            value.ok_or_else(|| malformed(format!("{name} is missing")))?;
+        value.parse().map_err(|error| malformed(format!("{name}: {error}")))
+    };
+    let (near, far) = (side("near", near)?, side("far", far)?);
+    let min = match &near {
+        Address::Local(_) => CACHE_MIN,
+        Address::Memory => MEMORY_CACHE_MIN,
+        _ => return Err(malformed("near is in sled:/path or memory:".to_owned())),
+    };
+    if matches!(far, Address::Cache(_)) {
+        return Err(malformed("what is far has no cache of its own".to_owned()));
+    }
+    let size = size.map(|size| size.parse().map_err(|error| malformed(format!("{error}"))));
+    let size: Option<ByteSize> = size.transpose()?;
+    if let Some(size) = size.filter(|size| size.0 < min) {
+        return Err(malformed(format!("{size} are too few: at least {}", ByteSize(min))));
+    }
+    Ok(CacheAddress { near, far, size })
+}
+
 impl ObjectAddress {
     /// The URL as `object_store` knows it. Its query pairs are options.
     pub fn url(&self) -> &Url {
@@ -223,7 +286,18 @@ impl fmt::Display for Address {
             Self::Local(path) => write!(f, "sled:{}", path.display()),
             Self::ObjectStore(objects) => objects.fmt(f),
             Self::Grpc(grpc) => grpc.fmt(f),
+            Self::Cache(cache) => cache.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for CacheAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let escaped = |address: &Address| {
+            address.to_string().replace('%', "%25").replace('&', "%26").replace('#', "%23")
+        };
+        write!(f, "cache:?near={}&far={}", escaped(&self.near), escaped(&self.far))?;
+        self.size.map_or(Ok(()), |size| write!(f, "&size={size}"))
     }
 }
 
@@ -276,6 +350,15 @@ mod tests {
                 "objectstore+s3://bucket/prefix",
             ),
             ("objectstore+https://host/store", "objectstore+https://host/store"),
+            (
+                "cache:?near=sled:/c&far=grpc+http://host:1",
+                "cache:?near=sled:/c&far=grpc+http://host:1",
+            ),
+            (
+                "cache:?size=64MiB&far=objectstore%2Bs3://b?aws_region=x%26k=y&near=sled:/a%26%25b",
+                "cache:?near=sled:/a%26%25b&far=objectstore+s3://b&size=64MiB",
+            ),
+            ("cache:?near=memory:&far=memory:", "cache:?near=memory:&far=memory:"),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), printed);
@@ -288,6 +371,12 @@ mod tests {
         let options = "objectstore+s3://bucket?aws_region=here".parse().unwrap();
         let Address::ObjectStore(objects) = options else { panic!("objects expected") };
         assert_eq!(objects.url().as_str(), "s3://bucket?aws_region=here");
+        let nested = "cache:?near=sled:/a%26b&far=objectstore+s3://b?x=1%26y=2&size=1GiB";
+        let Ok(Address::Cache(cache)) = nested.parse() else { panic!("a cache expected") };
+        assert_eq!(cache.near, Address::Local(PathBuf::from("/a&b")));
+        assert_eq!(cache.size, Some(ByteSize(1 << 30)));
+        let Address::ObjectStore(objects) = cache.far else { panic!("objects expected") };
+        assert_eq!(objects.url().as_str(), "s3://b?x=1&y=2");
     }
 
     #[test]
@@ -316,7 +405,16 @@ mod tests {
             ("objectstore+ftp://host", "there is no scheme \"objectstore+ftp\""),
             ("memory:/x", "memory: stands alone"),
             ("nix+https://cache.example", "nix+https: addresses are not supported yet"),
-            ("cache:?near=memory:&far=memory:", "cache: addresses are not supported yet"),
+            ("cache:", "write cache:?near=sled:/path&far=URL"),
+            ("cache:?near=sled:/c", "far is missing"),
+            ("cache:?far=memory:", "near is missing"),
+            ("cache:?near=sled:/c&far=nothing", "far: \"nothing\" is no store address"),
+            ("cache:?near=sled:/c&near=sled:/d&far=memory:", "near is there twice"),
+            ("cache:?near=grpc+http://h&far=memory:", "near is in sled:/path or memory:"),
+            ("cache:?near=memory:&far=cache:?near=memory:%26far=memory:", "no cache of its own"),
+            ("cache:?near=sled:/c&far=memory:&size=1MiB", "at least 64MiB"),
+            ("cache:?near=sled:/c&far=memory:&size=big", "\"big\" is no size"),
+            ("cache:?near=sled:/c&far=memory:&colour=red", "there is no option \"colour\""),
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

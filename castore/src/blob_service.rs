@@ -1,6 +1,7 @@
 //! The service that keeps files' contents: its contract, its errors, and the conveniences that
 //! every implementation gets. The implementations are in the modules below.
 
+pub mod cache;
 pub mod fresh;
 pub mod grpc;
 pub mod grpc_server;
@@ -116,7 +117,8 @@ pub struct BlobStat {
     pub size: u64,
     /// Its chunks in order: at least two, or none for a blob of a single chunk.
     pub chunks: Vec<ChunkMeta>,
-    /// What proves its ranges, where the service has it and the blob has several chunks.
+    /// What proves its ranges, where the service has it and the blob has several chunks, or is larger
+    /// than any chunk.
     pub outboard: Option<Outboard>,
 }
 
@@ -249,7 +251,7 @@ pub enum BlobError {
 impl BlobError {
     /// An error that says the same, for another waiter on the same work.
     pub fn duplicate(&self) -> Self {
-        let again = |source: &BoxError| -> BoxError { source.to_string().into() };
+        let again = crate::duplicate_source;
         match self {
             Self::NotFound(digest) => Self::NotFound(*digest),
             Self::Corrupt { digest, reason } => {

@@ -1,6 +1,7 @@
 //! The service that keeps directories: its contract and its errors. The implementations are in
 //! the modules below; what makes a closure whole is in `closure`.
 
+pub mod cache;
 pub mod grpc;
 pub mod grpc_server;
 pub mod memory;
@@ -113,6 +114,36 @@ pub enum DirectoryError {
         #[source]
         source: BoxError,
     },
+}
+
+impl DirectoryError {
+    /// An error that says the same, for another waiter on the same work.
+    pub(crate) fn duplicate(&self) -> Self {
+        let again = crate::duplicate_source;
+        match self {
+            Self::NotFound(digest) => Self::NotFound(*digest),
+            Self::Corrupt { digest, reason } => {
+                Self::Corrupt { digest: *digest, reason: reason.clone() }
+            }
+            Self::Closure(error) => Self::Closure(error.clone()),
+            Self::Invalid(what) => Self::Invalid(what.clone()),
+            Self::Unsupported { service, what } => {
+                Self::Unsupported { service: service.clone(), what }
+            }
+            Self::NoSpace { service, source } => {
+                Self::NoSpace { service: service.clone(), source: again(source) }
+            }
+            Self::Unavailable { service, source } => {
+                Self::Unavailable { service: service.clone(), source: again(source) }
+            }
+            Self::PermissionDenied { service, source } => {
+                Self::PermissionDenied { service: service.clone(), source: again(source) }
+            }
+            Self::Other { service, source } => {
+                Self::Other { service: service.clone(), source: again(source) }
+            }
+        }
+    }
 }
 
 /// Refuses a request for more than a method takes.

@@ -3,6 +3,8 @@
 
 pub mod address;
 pub mod blob_service;
+pub mod byte_size;
+pub mod cache;
 pub mod chunking;
 pub mod closure;
 #[cfg(any(test, feature = "conformance"))]
@@ -21,10 +23,12 @@ pub mod node;
 pub mod object_base;
 pub mod outboard;
 mod place;
+pub mod profile;
 pub mod roots;
 
 pub use address::Address;
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};
+pub use byte_size::ByteSize;
 pub use digest::Digest;
 pub use directory::Directory;
 pub use directory_service::{DirectoryError, DirectoryService};
@@ -33,3 +37,13 @@ pub use node::Node;
 
 /// An error kept as the source of another.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What an error and its sources say, as one error, for another waiter on the same work.
+pub(crate) fn duplicate_source(source: &BoxError) -> BoxError {
+    let (mut said, mut cause) = (source.to_string(), source.source());
+    while let Some(error) = cause {
+        said = format!("{said}: {error}");
+        cause = error.source();
+    }
+    said.into()
+}

@@ -15,21 +15,27 @@ use tokio::sync::oneshot;
 
 use self::{
     commit::{Batch, Committer, Queue},
+    eviction::Eviction,
     pack::{Packs, Place, ReadError},
     places::Places,
+    purpose::Purpose,
     record::{Encoded, Key},
     reopen::IndexState,
     room::Room,
 };
 
+pub mod cache;
 mod commit;
 mod error;
+mod eviction;
 #[cfg(test)]
 mod faults;
 mod filter;
 mod index;
 mod pack;
 mod places;
+mod purpose;
+mod read_marks;
 mod record;
 mod reopen;
 mod replay;
@@ -60,8 +66,10 @@ pub struct LocalStore {
     queue: Arc<Queue>,
     /// `None` once the store is closed.
     committer: Mutex<Option<JoinHandle<()>>>,
-    /// Held by whoever rewrites packs.
+    /// Held by whoever rewrites or removes packs.
     rewriting: Mutex<()>,
+    /// How a cache is kept within its budget.
+    eviction: Option<Eviction>,
     /// The last to be dropped.
     _lock: File,
     #[cfg(test)]
@@ -88,7 +96,11 @@ impl LocalStore {
     /// open already, [`LocalError::NotAStore`] and [`LocalError::Version`] if it is not for this
     /// program.
     pub fn open(path: &Path) -> Result<Arc<Self>, LocalError> {
-        let opened = reopen::open(path)?;
+        Self::open_for(path, Purpose::Store)
+    }
+
+    fn open_for(path: &Path, purpose: Purpose) -> Result<Arc<Self>, LocalError> {
+        let opened = reopen::open(path, purpose)?;
         let packs = Arc::new(opened.packs);
         let room = Room::new(path);
         let places = Places::new(opened.index, room.clone(), path.to_owned())?;
@@ -97,6 +109,7 @@ impl LocalStore {
         let faults = Arc::new(faults::Faults::default());
         let committer = Committer {
             store: path.to_owned(),
+            purpose,
             packs: Arc::clone(&packs),
             places: Arc::clone(&places),
             queue: Arc::clone(&queue),
@@ -118,6 +131,7 @@ impl LocalStore {
             queue,
             committer: Mutex::new(Some(committer)),
             rewriting: Mutex::new(()),
+            eviction: Eviction::of(purpose),
             _lock: opened.lock,
             #[cfg(test)]
             faults,
@@ -274,14 +288,20 @@ impl LocalStore {
         if records.is_empty() {
             return Ok(Submitted { store: self.path.clone(), done: None });
         }
-        self.push(records, None)
+        self.push(records, None, Vec::new())
     }
 
-    fn push(&self, records: Vec<Encoded>, seal: Option<u32>) -> Result<Submitted, LocalError> {
+    /// Queues records, what follows them ([`Batch::seal`]) and what is forgotten behind them.
+    fn push(
+        &self,
+        records: Vec<Encoded>,
+        seal: Option<u32>,
+        forgotten: Vec<(Key, Place)>,
+    ) -> Result<Submitted, LocalError> {
         let store = self.path.clone();
         let bytes = records.iter().map(Encoded::len).sum();
         let (done, receiver) = oneshot::channel();
-        if !self.queue.push(Batch { records, bytes, seal, done }) {
+        if !self.queue.push(Batch { records, bytes, seal, forgotten, done }) {
             return Err(LocalError::Closed(store));
         }
         Ok(Submitted { store, done: Some(receiver) })
@@ -292,7 +312,12 @@ impl LocalStore {
     fn read(&self, key: &Key, mut place: Place) -> Result<Option<Bytes>, LocalError> {
         loop {
             let error = match self.packs.read(key, &place) {
-                Ok(value) => return Ok(Some(value)),
+                Ok(value) => {
+                    if let Some(eviction) = &self.eviction {
+                        eviction.marks.note(key, &place);
+                    }
+                    return Ok(Some(value));
+                }
                 Err(error) => error,
             };
             match self.places.get(key)? {

@@ -4,17 +4,30 @@
 mod folder;
 
 use std::{
-    fmt, io,
+    env,
+    ffi::OsString,
+    fmt, io, iter,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
-    Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, WriteMultipart,
-    local::LocalFileSystem, path::Path,
+    Error, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
+    WriteMultipart,
+    aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder,
+    client::{HttpError, HttpErrorKind},
+    gcp::GoogleCloudStorageBuilder,
+    http::HttpBuilder,
+    local::LocalFileSystem,
+    memory::InMemory,
+    path::Path,
 };
+use tokio::time::timeout;
+use url::Url;
 
 use self::folder::{Folder, NewFile};
 use crate::{BoxError, Digest, address::ObjectAddress};
@@ -34,6 +47,15 @@ const PARTS_AT_ONCE: usize = 4;
 
 /// The requests that one call has under way at once.
 pub(crate) const REQUESTS_AT_ONCE: usize = 16;
+
+/// How often an object is uploaded of which it is not known what became.
+const UPLOAD_ATTEMPTS: usize = 4;
+
+/// How long a request is tried again that the storage refuses for now, or that does not get there.
+const RETRY_TIME: Duration = Duration::from_secs(30);
+
+/// How long is waited for the storage to tell whether there is a bucket.
+const CHECK_TIME: Duration = Duration::from_secs(5);
 
 /// The kinds of objects, each in a folder of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +116,15 @@ pub enum ObjectBaseError {
         /// What is missing.
         folder: String,
     },
+    /// There is no such bucket.
+    #[error("there is no bucket at {url}")]
+    NoBucket {
+        /// The address.
+        url: String,
+        /// What the storage said.
+        #[source]
+        source: BoxError,
+    },
     /// What the address and its options say is not enough, or wrong.
     #[error("can't open {url}")]
     Open {
@@ -106,8 +137,10 @@ pub enum ObjectBaseError {
 }
 
 impl ObjectBase {
-    /// Opens the objects at an address; the query pairs of its URL are options. Nothing is written:
-    /// a folder is made by the first write, in a folder that has to be there.
+    /// Opens the objects at an address. The query pairs of its URL are options; what they leave open
+    /// is taken from the environment, in the variables that other tools of the storage read, such as
+    /// `AWS_ACCESS_KEY_ID`. Nothing is written: a folder is made by the first write, in a folder that
+    /// has to be there.
     pub fn open(address: &ObjectAddress) -> Result<Self, ObjectBaseError> {
         let display = address.to_string();
         let failed = |source: BoxError| ObjectBaseError::Open { url: display.clone(), source };
@@ -125,12 +158,27 @@ impl ObjectBase {
             let folder = Some(Folder::new(folder));
             return Ok(Self { objects, path, url: display.into(), folder });
         }
-        let options: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-        let mut bare = url.clone();
-        bare.set_query(None);
-        let (objects, path) =
-            object_store::parse_url_opts(&bare, options).map_err(|error| failed(error.into()))?;
-        Ok(Self { objects: objects.into(), path, url: display.into(), folder: None })
+        let (objects, path) = open_remote(url).map_err(|error| failed(error.into()))?;
+        Ok(Self { objects, path, url: display.into(), folder: None })
+    }
+
+    /// Looks whether there is a bucket to open, so that one that is missing is not taken for one
+    /// that is empty. What can't be told is left to those who read and write.
+    pub async fn check(&self) -> Result<(), ObjectBaseError> {
+        if self.folder.is_some() {
+            return Ok(());
+        }
+        let listed = timeout(CHECK_TIME, self.objects.list_with_delimiter(Some(&self.path))).await;
+        match listed {
+            Ok(Err(error)) if says_no_bucket(&error) => {
+                Err(ObjectBaseError::NoBucket { url: self.url.to_string(), source: error.into() })
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(url = %self.url, %error, "the bucket can't be looked at");
+                Ok(())
+            }
+            Ok(Ok(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// The address, as it displays.
@@ -248,16 +296,91 @@ impl ObjectBase {
             return parts.finish().await.map(drop);
         }
         let payload = PutPayload::from(bytes);
-        let create = PutMode::Create.into();
-        match self.objects.put_opts(&location, payload.clone(), create).await {
-            Ok(_) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
-            // A store without conditions: to write the same again does no harm.
-            Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
-                self.objects.put(&location, payload).await.map(drop)
+        let mut attempts = 1..UPLOAD_ATTEMPTS;
+        loop {
+            let create = PutMode::Create.into();
+            match self.objects.put_opts(&location, payload.clone(), create).await {
+                Ok(_) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                    return Ok(());
+                }
+                // A store without conditions: to write the same again does no harm.
+                Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+                    return self.objects.put(&location, payload).await.map(drop);
+                }
+                // Whoever refuses an object that is there may do so while it is being sent, and hang
+                // up. What the request did otherwise is not known either.
+                Err(error) if ObjectFault::of(&error) == ObjectFault::Unavailable => {
+                    if self.objects.head(&location).await.is_ok() {
+                        return Ok(());
+                    }
+                    if attempts.next().is_none() {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
+}
+
+/// The storage that a URL leads to, and the path in it.
+fn open_remote(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Error> {
+    let mut bare = url.clone();
+    bare.set_query(None);
+    let (scheme, path) = ObjectStoreScheme::parse(&bare)?;
+    let path = Path::parse(path)?;
+    let retry = RetryConfig { retry_timeout: RETRY_TIME, ..RetryConfig::default() };
+    // With the options of the environment, and those of the URL, which count more.
+    macro_rules! built {
+        ($builder:expr, $environment:expr) => {{
+            let options = $environment.chain(url.query_pairs().into_owned());
+            let mut builder = $builder.with_retry(retry);
+            for (key, value) in options {
+                if let Ok(key) = key.parse() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            Arc::new(builder.build()?)
+        }};
+    }
+    let objects: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
+        ObjectStoreScheme::AmazonS3 => {
+            built!(AmazonS3Builder::new().with_url(bare.as_str()), environment("AWS_"))
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            built!(GoogleCloudStorageBuilder::new().with_url(bare.as_str()), environment("GOOGLE_"))
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            built!(MicrosoftAzureBuilder::new().with_url(bare.as_str()), environment("AZURE_"))
+        }
+        ObjectStoreScheme::Http => {
+            let server = &bare[..url::Position::BeforePath];
+            built!(HttpBuilder::new().with_url(server), iter::empty())
+        }
+        other => {
+            let source = format!("{other:?} is not supported").into();
+            return Err(Error::Generic { store: "cairn", source });
+        }
+    };
+    Ok((objects, path))
+}
+
+/// Whether an answer to the listing of a bucket says that there is none. Of what the storage has
+/// said, only the text is left.
+fn says_no_bucket(error: &Error) -> bool {
+    const WORDS: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"];
+    let said = error.to_string();
+    matches!(error, Error::NotFound { .. }) || WORDS.iter().any(|words| said.contains(words))
+}
+
+/// The variables with a prefix, as the names of options.
+fn environment(prefix: &'static str) -> impl Iterator<Item = (String, String)> {
+    let option = move |(name, value): (OsString, OsString)| {
+        let name = name.to_str().filter(|name| name.starts_with(prefix))?.to_ascii_lowercase();
+        Some((name, value.into_string().ok()?))
+    };
+    env::vars_os().filter_map(option)
 }
 
 /// Runs what waits for the disk on a thread that may.
@@ -312,11 +435,18 @@ impl ObjectFault {
         }
     }
 
-    /// The kind of fault is told by the I/O error at the bottom, where there is one.
+    /// The kind of fault is told by the error of the connection or of the disk at the bottom, where
+    /// there is one.
     fn of_cause(error: &(dyn std::error::Error + 'static)) -> Self {
         use std::io::ErrorKind;
         let mut cause = Some(error);
         while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<HttpError>()
+                && let HttpErrorKind::Connect | HttpErrorKind::Timeout | HttpErrorKind::Interrupted =
+                    error.kind()
+            {
+                return Self::Unavailable;
+            }
             if let Some(error) = error.downcast_ref::<std::io::Error>() {
                 match error.kind() {
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {

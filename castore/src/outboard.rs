@@ -69,6 +69,12 @@ impl Outboard {
         self.size
     }
 
+    /// The chaining value of a group: what its bytes are, and where in a blob. `None` if there is no
+    /// such group, or only one.
+    pub fn group(&self, index: u64) -> Option<&ChainingValue> {
+        self.groups.get(usize::try_from(index).ok()?)
+    }
+
     /// Whether these are the bytes of the group that starts at `index * GROUP_LEN`.
     pub fn verify_group(&self, index: u64, bytes: &[u8]) -> bool {
         let start = index.saturating_mul(GROUP_LEN as u64);
@@ -79,8 +85,7 @@ impl Outboard {
         if self.groups.is_empty() {
             return index == 0 && Digest::of(bytes) == self.digest;
         }
-        let group = usize::try_from(index).ok().and_then(|index| self.groups.get(index));
-        group == Some(&group_value(start, bytes))
+        self.group(index) == Some(&group_value(start, bytes))
     }
 }
 

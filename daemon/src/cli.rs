@@ -1,7 +1,7 @@
 //! The command line as a whole: the options that every command takes, and the list of commands.
 //! Each command is in a file of its own.
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 use cairn_castore::Address;
 use cairn_fs::space::SpaceSource;
@@ -10,10 +10,12 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     background,
+    cache::CacheControl,
     commands::{
-        cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs, daemon::DaemonArgs,
-        export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs,
-        path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs, virtiofs::VirtiofsArgs,
+        cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs,
+        daemon::DaemonArgs, export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs,
+        mount::MountArgs, path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
+        virtiofs::VirtiofsArgs,
     },
     exit::Failure,
     logging::LoggingArgs,
@@ -70,6 +72,7 @@ enum Command {
     Stat(StatArgs),
     PathInfo(PathInfoArgs),
     List(ListArgs),
+    Cache(CacheArgs),
     Completions(CompletionsArgs),
 }
 
@@ -100,6 +103,22 @@ impl Context {
             Some(address) => ServiceArgs::of(address.clone()),
             None => self.services.clone(),
         }
+    }
+
+    /// The folder of the cache that is named, and how much it may keep.
+    pub(crate) fn cache(&self) -> Result<(PathBuf, u64), Failure> {
+        self.services.cache()
+    }
+
+    /// Does something with the store and its cache, and lets go of both whatever comes of it.
+    pub(crate) async fn with_cache(
+        &self,
+        work: impl AsyncFnOnce(&Services, Option<Arc<dyn CacheControl>>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let opened = OpenServices::open(&self.services).await?;
+        let result = work(&opened.services, opened.cache.clone()).await;
+        opened.close().await;
+        result
     }
 
     /// Does something with the store, and lets go of the store whatever comes of it.
@@ -146,6 +165,7 @@ impl Cli {
             Command::Stat(args) => args.run(&context).await,
             Command::PathInfo(args) => args.run(&context).await,
             Command::List(args) => args.run(&context).await,
+            Command::Cache(args) => args.run(&context).await,
             Command::Completions(args) => args.run().await,
         }
     }

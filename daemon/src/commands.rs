@@ -1,5 +1,6 @@
 //! The commands, one a file: the doc comments of their arguments are their help.
 
+pub(crate) mod cache;
 pub(crate) mod cat;
 pub(crate) mod completions;
 pub(crate) mod copy;

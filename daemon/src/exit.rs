@@ -3,12 +3,15 @@
 
 use std::{error::Error, fmt, io, process};
 
-use cairn_castore::{BlobError, BoxError, DirectoryError, export::ExportError, local::LocalError};
+use cairn_castore::{
+    BlobError, BoxError, DirectoryError, cache::warm::WarmError, export::ExportError,
+    local::LocalError, object_base::ObjectBaseError,
+};
 use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
 };
 
-use crate::signals::EndSignal;
+use crate::{cache::ControlError, local_owner::SharedStoreError, signals::EndSignal};
 
 /// What the exit code says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +165,9 @@ impl Advice {
     }
 }
 
+const DENIED: &str = "check who may use the store: the credentials of a bucket, as in AWS_ACCESS_KEY_ID and \
+    AWS_SECRET_ACCESS_KEY, or the owner and mode of a folder";
+
 const NO_SPACE: &str = "make room on the disk that holds the store, and try again: what was \
     stored before is not affected";
 
@@ -189,6 +195,21 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
     if let Some(error) = error.downcast_ref::<LocalError>() {
         return local_advice(error);
     }
+    if let Some(ObjectBaseError::NoBucket { .. }) = error.downcast_ref::<ObjectBaseError>() {
+        return Some(Advice::new(
+            Code::NotFound,
+            "make the bucket, or correct its name or the endpoint (AWS_ENDPOINT_URL)",
+        ));
+    }
+    if let Some(SharedStoreError::OtherStore { .. }) = error.downcast_ref::<SharedStoreError>() {
+        return Some(Advice::new(
+            Code::Failed,
+            "choose another folder with --cache, or end the process that uses this one",
+        ));
+    }
+    if let Some(error) = error.downcast_ref::<ControlError>() {
+        return control_advice(error);
+    }
     if let Some(ImportPathError::PathInfo(error)) = error.downcast_ref::<ImportPathError>() {
         return path_info_advice(error);
     }
@@ -214,6 +235,7 @@ fn path_info_advice(error: &PathInfoError) -> Option<Advice> {
         PathInfoError::Directory(error) => directory_advice(error),
         PathInfoError::Missing { .. } => Some(Advice::code(Code::Damaged)),
         PathInfoError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        PathInfoError::PermissionDenied { .. } => Some(Advice::new(Code::Failed, DENIED)),
         PathInfoError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
         PathInfoError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
         _ => None,
@@ -225,6 +247,7 @@ fn blob_advice(error: &BlobError) -> Option<Advice> {
         // A tree in the store leads to it: it should be there.
         BlobError::NotFound(_) => Some(Advice::code(Code::NotFound)),
         BlobError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        BlobError::PermissionDenied { .. } => Some(Advice::new(Code::Failed, DENIED)),
         BlobError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
         BlobError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
         _ => None,
@@ -235,6 +258,7 @@ fn directory_advice(error: &DirectoryError) -> Option<Advice> {
     match error {
         DirectoryError::NotFound(_) => Some(Advice::code(Code::NotFound)),
         DirectoryError::Corrupt { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
+        DirectoryError::PermissionDenied { .. } => Some(Advice::new(Code::Failed, DENIED)),
         DirectoryError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),
         DirectoryError::Unavailable { .. } => Some(Advice::new(Code::Failed, UNAVAILABLE)),
         _ => None,
@@ -258,6 +282,29 @@ fn store_ref_advice(error: &StoreRefError) -> Option<Advice> {
     }
 }
 
+fn control_advice(error: &ControlError) -> Option<Advice> {
+    match error {
+        ControlError::NoCache(_) => Some(Advice::new(
+            Code::NotFound,
+            "a cache is made by the first command that reads a store with it",
+        )),
+        ControlError::Local(error) => local_advice(error),
+        ControlError::PathInfo(error) => path_info_advice(error),
+        ControlError::Warm(WarmError::Blob(error)) => blob_advice(error),
+        ControlError::Warm(WarmError::Directory(error)) => directory_advice(error),
+        ControlError::Warm(WarmError::NotKept { .. }) => Some(Advice::new(
+            Code::Failed,
+            "give the cache more room with --cache-size, or make room on its disk",
+        )),
+        ControlError::Peer(status) => match status.code() {
+            tonic::Code::NotFound => Some(Advice::code(Code::NotFound)),
+            tonic::Code::DataLoss => Some(Advice::new(Code::Damaged, DAMAGED)),
+            _ => None,
+        },
+        ControlError::BrokenOff(_) => None,
+    }
+}
+
 fn local_advice(error: &LocalError) -> Option<Advice> {
     match error {
         LocalError::Version { .. } => {
@@ -266,6 +313,14 @@ fn local_advice(error: &LocalError) -> Option<Advice> {
         LocalError::NotAStore(_) => Some(Advice::new(
             Code::Failed,
             "name an empty folder, one that does not exist yet, or one that holds a store",
+        )),
+        LocalError::IsStore(_) => Some(Advice::new(
+            Code::Failed,
+            "name an empty folder with --cache, or one that does not exist yet",
+        )),
+        LocalError::IsCache(_) => Some(Advice::new(
+            Code::Failed,
+            "name the folder of a store; a cache is given by --cache",
         )),
         LocalError::Damaged { .. } => Some(Advice::new(Code::Damaged, DAMAGED)),
         LocalError::NoSpace { .. } => Some(Advice::new(Code::Failed, NO_SPACE)),

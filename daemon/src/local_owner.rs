@@ -1,6 +1,6 @@
-//! One local store and several processes: whoever holds the store serves it to the others through
-//! a socket in its folder, and when it goes one of them takes the store over. The engine that
-//! admits one process only is in `castore`.
+//! One local store, or one cache, and several processes: whoever holds it serves it to the others
+//! through a socket in its folder, and when it goes one of them takes it over. The engine that admits
+//! one process only is in `castore`.
 
 use std::{
     fmt,
@@ -11,13 +11,18 @@ use std::{
 
 use cairn_castore::{
     BlobError, BlobService, BoxError, DirectoryError, DirectoryService,
-    blob_service::{grpc::GrpcBlobService, local::LocalBlobService},
-    directory_service::{grpc::GrpcDirectoryService, local::LocalDirectoryService},
-    local::{LocalError, LocalStore},
+    blob_service::{cache::CacheBlobService, grpc::GrpcBlobService, local::LocalBlobService},
+    cache::Near,
+    directory_service::{
+        cache::CacheDirectoryService, grpc::GrpcDirectoryService, local::LocalDirectoryService,
+    },
+    local::{LocalError, LocalStore, cache::LocalCache},
 };
 use cairn_store::{
-    PathInfoError, PathInfoService,
-    path_info_service::{grpc::GrpcPathInfoService, local::LocalPathInfoService},
+    PathInfoError, PathInfoService, Services,
+    path_info_service::{
+        cache::CachePathInfoService, grpc::GrpcPathInfoService, local::LocalPathInfoService,
+    },
 };
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
@@ -32,7 +37,13 @@ mod spool;
 pub(crate) use blobs::SharedBlobService;
 pub(crate) use directories::SharedDirectoryService;
 pub(crate) use path_infos::SharedPathInfoService;
-use socket::{OwnerSocket, Reachable, SocketPlace};
+use socket::OwnerSocket;
+pub(crate) use socket::{Reachable, SocketPlace};
+
+use crate::{
+    cache::{CacheControl, HeldCache, HeldContents, client::PeerCache},
+    server::Served,
+};
 
 /// How long a process waits for a store that another one holds without answering on its socket:
 /// longer than that one takes to finish what it has under way when it ends, or to rebuild the
@@ -53,8 +64,7 @@ const FOLLOW_MAX: usize = 5;
 pub(crate) struct SharedStore {
     path: PathBuf,
     socket: SocketPlace,
-    /// Other services that the path infos of the store rely on, if not its own.
-    contents: Contents,
+    purpose: Purpose,
     current: RwLock<Current>,
     /// Held by whoever looks for the store's present owner.
     election: Mutex<()>,
@@ -69,6 +79,32 @@ pub(crate) struct Contents {
     pub(crate) directories: Option<Arc<dyn DirectoryService>>,
 }
 
+/// What the folder is used as.
+#[derive(Debug, Clone)]
+pub(crate) enum Purpose {
+    /// A store. Its path infos may rely on other services than its own.
+    Store(Contents),
+    /// What is near of a store that is far.
+    Cache(Cached),
+}
+
+/// A store that is far, and how much of it may be near.
+#[derive(Debug, Clone)]
+pub(crate) struct Cached {
+    /// The store.
+    pub(crate) far: Services,
+    /// The most bytes that are kept.
+    pub(crate) budget: u64,
+}
+
+impl Cached {
+    /// What tells the store from others.
+    fn name(&self) -> String {
+        let Services { blobs, directories, path_infos } = &self.far;
+        format!("{blobs}\n{directories}\n{path_infos}")
+    }
+}
+
 enum Current {
     Open(Arc<Backend>),
     Closed,
@@ -81,21 +117,78 @@ struct Backend {
     blobs: Arc<dyn BlobService>,
     directories: Arc<dyn DirectoryService>,
     path_infos: Arc<dyn PathInfoService>,
+    /// What else can be done with it, if it is a cache.
+    control: Option<Arc<dyn CacheControl>>,
     role: Role,
 }
 
 enum Role {
     /// The store is held by this process. Without a socket if there can't be one.
-    Owner { store: Arc<LocalStore>, socket: parking_lot::Mutex<Option<OwnerSocket>> },
+    Owner { held: Held, socket: parking_lot::Mutex<Option<OwnerSocket>> },
     /// The store is held by another process, on the socket at this path.
-    Client(#[expect(dead_code, reason = "keeps the path alive")] Reachable),
+    Client(#[expect(dead_code, reason = "keeps the path alive")] Arc<Reachable>),
+    /// It is a cache that can't be used: all goes to the store that is far.
+    Without,
+}
+
+/// What this process holds, and what it is used with.
+enum Held {
+    Store(Arc<LocalStore>, Contents),
+    Cache(Near, Cached),
+}
+
+impl Held {
+    fn open(path: &Path, purpose: &Purpose) -> Result<Self, LocalError> {
+        Ok(match purpose {
+            Purpose::Store(contents) => Self::Store(LocalStore::open(path)?, contents.clone()),
+            Purpose::Cache(cached) => {
+                let near = Near::local(LocalCache::open(path, cached.budget)?);
+                Self::Cache(near, cached.clone())
+            }
+        })
+    }
+
+    /// The services, and the cache that is behind them if it is one.
+    fn services(&self) -> (Services, Option<HeldCache>) {
+        match self {
+            Self::Store(store, contents) => (local_services(store, contents), None),
+            Self::Cache(near, Cached { far, budget }) => {
+                let blobs = CacheBlobService::new(near.clone(), far.blobs.clone());
+                let directories = CacheDirectoryService::new(near.clone(), far.directories.clone());
+                let path_infos = CachePathInfoService::new(near.clone(), far.path_infos.clone());
+                let services = Services {
+                    blobs: Arc::new(blobs.clone()),
+                    directories: Arc::new(directories.clone()),
+                    path_infos: Arc::new(path_infos.clone()),
+                };
+                let contents = Some(HeldContents { blobs, directories, path_infos });
+                (services, Some(HeldCache { near: near.clone(), budget: *budget, contents }))
+            }
+        }
+    }
+
+    /// Whether the path infos are those of trees in the same store.
+    fn is_one_store(&self) -> bool {
+        match self {
+            Self::Store(_, contents) => contents.blobs.is_none() && contents.directories.is_none(),
+            Self::Cache(..) => true,
+        }
+    }
+
+    /// Writes out what is to be written, which takes its time.
+    fn close(&self) {
+        match self {
+            Self::Store(store, _) => store.close(),
+            Self::Cache(near, _) => near.close(),
+        }
+    }
 }
 
 /// Why a shared store can't be reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SharedStoreError {
     /// It can't be opened.
-    #[error("the local store {} can't be opened", path.display())]
+    #[error("{} can't be opened", path.display())]
     Open {
         /// Its folder.
         path: PathBuf,
@@ -103,9 +196,15 @@ pub(crate) enum SharedStoreError {
         #[source]
         source: LocalError,
     },
+    /// Another process uses the cache, for another store.
+    #[error("the cache in {} is in use for another store, by another process", path.display())]
+    OtherStore {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// Another process holds it and does not answer.
     #[error(
-        "the local store {} is held by another process, which does not answer on its socket",
+        "{} is held by another process, which does not answer on its socket",
         path.display()
     )]
     Silent {
@@ -113,7 +212,7 @@ pub(crate) enum SharedStoreError {
         path: PathBuf,
     },
     /// The socket's address can't be used.
-    #[error("the socket of the local store {} can't be used", path.display())]
+    #[error("the socket in {} can't be used", path.display())]
     Socket {
         /// Its folder.
         path: PathBuf,
@@ -122,7 +221,7 @@ pub(crate) enum SharedStoreError {
         source: BoxError,
     },
     /// This process is done with it.
-    #[error("the local store {} is being closed", path.display())]
+    #[error("{} is being closed", path.display())]
     Closed {
         /// Its folder.
         path: PathBuf,
@@ -130,19 +229,26 @@ pub(crate) enum SharedStoreError {
 }
 
 impl SharedStore {
-    /// Opens the store in a folder, or finds the process that has it open.
-    pub(crate) async fn open(
-        path: &Path,
-        contents: Contents,
-    ) -> Result<Arc<Self>, SharedStoreError> {
+    /// Opens the store in a folder, or finds the process that has it open. A cache on a disk without
+    /// room is done without.
+    pub(crate) async fn open(path: &Path, purpose: Purpose) -> Result<Arc<Self>, SharedStoreError> {
+        let socket = match &purpose {
+            Purpose::Store(_) => SocketPlace::new(path),
+            Purpose::Cache(cached) => SocketPlace::of_cache(path, &cached.name()),
+        };
         let store = Arc::new(Self {
             path: path.to_owned(),
-            socket: SocketPlace::new(path),
-            contents,
+            socket,
+            purpose,
             current: RwLock::new(Current::Closed),
             election: Mutex::new(()),
         });
-        let backend = store.find_owner(1).await?;
+        let backend = match store.find_owner(1).await {
+            Err(SharedStoreError::Open { source: source @ LocalError::NoSpace { .. }, path }) => {
+                store.without(1, SharedStoreError::Open { source, path })?
+            }
+            backend => backend?,
+        };
         *store.current.write() = Current::Open(Arc::new(backend));
         Ok(store)
     }
@@ -153,17 +259,18 @@ impl SharedStore {
         let _election = self.election.lock().await;
         let current = std::mem::replace(&mut *self.current.write(), Current::Closed);
         let Current::Open(backend) = current else { return };
-        let Role::Owner { store, socket } = &backend.role else { return };
+        let Role::Owner { socket, .. } = &backend.role else { return };
         let socket = socket.lock().take();
         if let Some(socket) = socket {
             socket.close().await;
         }
         // Writes out the index, which takes its time. Not left to the last who lets go of the
         // store: that may be a thread of an import that was cut off, and come too late.
-        let store = Arc::clone(store);
         let closed = tokio::task::spawn_blocking(move || {
-            store.close();
-            drop((store, backend));
+            if let Role::Owner { held, .. } = &backend.role {
+                held.close();
+            }
+            drop(backend);
         });
         if let Err(error) = closed.await {
             tracing::error!(%error, path = %self.path.display(), "closing the store failed");
@@ -186,7 +293,11 @@ impl SharedStore {
             return Ok(current);
         }
         tracing::info!(path = %self.path.display(), "the process that holds the store is gone");
-        let next = Arc::new(self.find_owner(ended + 1).await?);
+        let next = match self.find_owner(ended + 1).await {
+            Err(error) => self.without(ended + 1, error)?,
+            Ok(next) => next,
+        };
+        let next = Arc::new(next);
         *self.current.write() = Current::Open(next.clone());
         Ok(next)
     }
@@ -196,10 +307,10 @@ impl SharedStore {
         let started = Instant::now();
         let mut pause = ELECTION_PAUSE;
         loop {
-            let path = self.path.clone();
-            let opened = tokio::task::spawn_blocking(move || LocalStore::open(&path)).await;
+            let (path, purpose) = (self.path.clone(), self.purpose.clone());
+            let opened = tokio::task::spawn_blocking(move || Held::open(&path, &purpose)).await;
             match opened {
-                Ok(Ok(store)) => return Ok(self.own(term, store).await),
+                Ok(Ok(held)) => return Ok(self.own(term, held).await),
                 Ok(Err(LocalError::Locked(_))) => {}
                 Ok(Err(source)) => {
                     return Err(SharedStoreError::Open { path: self.path.clone(), source });
@@ -214,6 +325,9 @@ impl SharedStore {
                 tracing::debug!(path = %self.path.display(), "another process holds the store");
                 return self.join(term);
             }
+            if self.is_used_for_another().await {
+                return Err(SharedStoreError::OtherStore { path: self.path.clone() });
+            }
             if started.elapsed() > ELECTION_TIME {
                 return Err(SharedStoreError::Silent { path: self.path.clone() });
             }
@@ -222,21 +336,33 @@ impl SharedStore {
         }
     }
 
+    /// Whether a process answers that holds the cache for another store.
+    async fn is_used_for_another(&self) -> bool {
+        if matches!(self.purpose, Purpose::Store(_)) {
+            return false;
+        }
+        for place in SocketPlace::of_caches(&self.path) {
+            if place.answers().await {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The store, held by this process.
-    async fn own(&self, term: u64, store: Arc<LocalStore>) -> Backend {
-        let blobs: Arc<dyn BlobService> = Arc::new(LocalBlobService::new(store.clone()));
-        let directories: Arc<dyn DirectoryService> =
-            Arc::new(LocalDirectoryService::new(store.clone()));
-        let path_infos: Arc<dyn PathInfoService> = Arc::new(LocalPathInfoService::new(
-            store.clone(),
-            self.contents.blobs.clone().unwrap_or_else(|| blobs.clone()),
-            self.contents.directories.clone().unwrap_or_else(|| directories.clone()),
-        ));
-        let served = crate::server::Served {
-            blobs: Some(blobs.clone()),
-            directories: Some(directories.clone()),
-            path_infos: Some(path_infos.clone()),
-            is_one_store: self.contents.blobs.is_none() && self.contents.directories.is_none(),
+    async fn own(&self, term: u64, held: Held) -> Backend {
+        let (services, cache) = held.services();
+        if cache.is_some() {
+            for place in SocketPlace::of_caches(&self.path) {
+                place.remove();
+            }
+        }
+        let served = Served {
+            blobs: Some(services.blobs.clone()),
+            directories: Some(services.directories.clone()),
+            path_infos: Some(services.path_infos.clone()),
+            is_one_store: held.is_one_store(),
+            cache: cache.clone(),
         };
         let socket = match OwnerSocket::open(&self.socket, served).await {
             Ok(socket) => Some(socket),
@@ -250,8 +376,9 @@ impl SharedStore {
                 None
             }
         };
-        let role = Role::Owner { store, socket: parking_lot::Mutex::new(socket) };
-        Backend { term, blobs, directories, path_infos, role }
+        let control = cache.map(|cache| Arc::new(cache) as Arc<dyn CacheControl>);
+        let role = Role::Owner { held, socket: parking_lot::Mutex::new(socket) };
+        Backend::new(term, services, control, role)
     }
 
     /// The store, held by another process.
@@ -260,13 +387,32 @@ impl SharedStore {
             .socket
             .peer()
             .map_err(|source| SharedStoreError::Socket { path: self.path.clone(), source })?;
-        Ok(Backend {
-            term,
+        let reachable = Arc::new(reachable);
+        let control: Option<Arc<dyn CacheControl>> = match &self.purpose {
+            Purpose::Store(_) => None,
+            Purpose::Cache(_) => Some(Arc::new(PeerCache::new(peer.clone(), reachable.clone()))),
+        };
+        let services = Services {
             blobs: Arc::new(GrpcBlobService::new(peer.clone())),
             directories: Arc::new(GrpcDirectoryService::new(peer.clone())),
             path_infos: Arc::new(GrpcPathInfoService::new(peer)),
-            role: Role::Client(reachable),
-        })
+        };
+        Ok(Backend::new(term, services, control, Role::Client(reachable)))
+    }
+
+    /// What is far, for want of a cache that can be used.
+    fn without(&self, term: u64, error: SharedStoreError) -> Result<Backend, SharedStoreError> {
+        let Purpose::Cache(cached) = &self.purpose else { return Err(error) };
+        tracing::warn!(
+            error = &error as &(dyn std::error::Error + 'static),
+            "nothing is kept near: the cache can't be used",
+        );
+        Ok(Backend::new(term, cached.far.clone(), None, Role::Without))
+    }
+
+    /// What else can be done with a cache. `None` if it is none, or can't be used.
+    pub(crate) fn control(&self) -> Option<Arc<dyn CacheControl>> {
+        self.current().ok()?.control.clone()
     }
 
     /// Makes a call, and makes it again with the next owner if the present one went away before
@@ -295,26 +441,56 @@ impl SharedStore {
     async fn has_ended<E: ServiceError>(&self, backend: &Backend, error: &E) -> bool {
         match backend.role {
             // What is here can't go away.
-            Role::Owner { .. } => false,
+            Role::Owner { .. } | Role::Without => false,
             // A connection that breaks in the middle of a message is told in many ways.
-            Role::Client(_) => match error.kind() {
-                ErrorKind::Unavailable => true,
-                ErrorKind::Other => !self.socket.answers().await,
-                ErrorKind::Answer => false,
+            Role::Client(_) => match (error.kind(), &self.purpose) {
+                (ErrorKind::Unavailable, Purpose::Store(_)) => true,
+                // It may be the store that is far which can't be reached.
+                (ErrorKind::Unavailable, Purpose::Cache(_)) | (ErrorKind::Other, _) => {
+                    !self.socket.answers().await
+                }
+                (ErrorKind::Answer, _) => false,
             },
         }
     }
 }
 
 impl Backend {
+    fn new(
+        term: u64,
+        services: Services,
+        control: Option<Arc<dyn CacheControl>>,
+        role: Role,
+    ) -> Self {
+        let Services { blobs, directories, path_infos } = services;
+        Self { term, blobs, directories, path_infos, control, role }
+    }
+
     fn is_client(&self) -> bool {
         matches!(self.role, Role::Client(_))
     }
 }
 
+fn local_services(store: &Arc<LocalStore>, contents: &Contents) -> Services {
+    let blobs: Arc<dyn BlobService> = Arc::new(LocalBlobService::new(store.clone()));
+    let directories: Arc<dyn DirectoryService> =
+        Arc::new(LocalDirectoryService::new(store.clone()));
+    let path_infos = Arc::new(LocalPathInfoService::new(
+        store.clone(),
+        contents.blobs.clone().unwrap_or_else(|| blobs.clone()),
+        contents.directories.clone().unwrap_or_else(|| directories.clone()),
+    ));
+    Services { blobs, directories, path_infos }
+}
+
 impl fmt::Display for SharedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sled:{}", self.path.display())
+        match &self.purpose {
+            Purpose::Store(_) => write!(f, "sled:{}", self.path.display()),
+            Purpose::Cache(Cached { far, .. }) => {
+                write!(f, "cache(near: sled:{}, far: {})", self.path.display(), far.path_infos)
+            }
+        }
     }
 }
 

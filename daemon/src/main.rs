@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod background;
-mod byte_size;
+mod cache;
 mod cli;
 mod commands;
 mod exit;

@@ -33,6 +33,8 @@ mod writes;
 
 use listener::Listener;
 
+use crate::cache::{HeldCache, server::CacheServer};
+
 /// The most requests that one connection has under way at a time; others wait for their turn.
 const STREAMS_MAX: u32 = 256;
 
@@ -56,6 +58,8 @@ pub(crate) struct Served {
     pub(crate) path_infos: Option<Arc<dyn PathInfoService>>,
     /// Whether the path infos are those of trees in these blobs and directories.
     pub(crate) is_one_store: bool,
+    /// The cache behind them, for processes of the same user.
+    pub(crate) cache: Option<HeldCache>,
 }
 
 /// Why a server could not be set up or ended before its time.
@@ -142,6 +146,13 @@ impl Server {
             offer.add(limited!(
                 cairn::path_info_service_server::PathInfoServiceServer,
                 path_infos,
+                CAIRN_REQUEST_MAX
+            ));
+        }
+        if let Some(cache) = served.cache {
+            offer.add(limited!(
+                cairn::cache_service_server::CacheServiceServer,
+                Arc::new(CacheServer(cache)),
                 CAIRN_REQUEST_MAX
             ));
         }

@@ -9,39 +9,49 @@ use std::{
 };
 
 use cairn_castore::{
-    BlobService, BoxError, DirectoryService,
-    address::{Address, GrpcAddress, ObjectAddress},
+    BlobService, BoxError, ByteSize, DirectoryService,
+    address::{Address, CacheAddress, GrpcAddress, ObjectAddress},
     blob_service::{
-        grpc::GrpcBlobService, memory::MemoryBlobService, object_store::ObjectStoreBlobService,
+        cache::CacheBlobService, grpc::GrpcBlobService, memory::MemoryBlobService,
+        object_store::ObjectStoreBlobService,
     },
+    byte_size::InvalidByteSize,
+    cache::Near,
     directory_service::{
-        grpc::GrpcDirectoryService, memory::MemoryDirectoryService,
+        cache::CacheDirectoryService, grpc::GrpcDirectoryService, memory::MemoryDirectoryService,
         object_store::ObjectStoreDirectoryService,
     },
     grpc::GrpcPeer,
+    local::cache::CACHE_MIN,
     object_base::ObjectBase,
 };
 use cairn_store::{
     PathInfoService, Services,
     path_info_service::{
-        grpc::GrpcPathInfoService, memory::MemoryPathInfoService,
+        cache::CachePathInfoService, grpc::GrpcPathInfoService, memory::MemoryPathInfoService,
         object_store::ObjectStorePathInfoService,
     },
 };
 
 use crate::{
+    cache::{CacheControl, default_budget},
     exit::{Code, Failure},
     local_owner::{
-        Contents, SharedBlobService, SharedDirectoryService, SharedPathInfoService, SharedStore,
+        Cached, Contents, Purpose, SharedBlobService, SharedDirectoryService,
+        SharedPathInfoService, SharedStore,
     },
 };
+
+/// What a cache in memory may keep unless told, in bytes.
+const MEMORY_CACHE: u64 = 256 * 1024 * 1024;
 
 /// Which store to work on.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Store")]
 pub(crate) struct ServiceArgs {
     /// The store to work on: sled:/path, grpc+http://host:port, grpc+https://host,
-    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix or memory:
+    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix, memory: or
+    /// cache:?near=sled:/path&far=URL
     ///
     /// Without it, the local store of the user: /var/lib/cairn for root, otherwise
     /// $XDG_DATA_HOME/cairn or ~/.local/share/cairn. Any number of commands may use a local store
@@ -75,6 +85,51 @@ pub(crate) struct ServiceArgs {
         hide_env_values = true
     )]
     path_info_service_addr: Option<Address>,
+    /// Keep what is read of the store in this folder, and read it from there the next time
+    ///
+    /// The folder is made if need be. Any number of commands may use it at a time, for one store.
+    /// What is in it is verified when it is read, and goes when room is needed for something else.
+    #[arg(long, global = true, value_name = "DIR", env = "CAIRN_CACHE", hide_env_values = true)]
+    cache: Option<PathBuf>,
+    /// How much may be kept there, as in 20GiB; at least 64MiB
+    ///
+    /// 20GiB or a tenth of the file system, whichever is less, unless told. What the command that
+    /// opened the folder first was told counts.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        env = "CAIRN_CACHE_SIZE",
+        hide_env_values = true,
+        value_parser = parse_cache_size
+    )]
+    cache_size: Option<ByteSize>,
+}
+
+/// Reads the size of a cache.
+fn parse_cache_size(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: InvalidByteSize| error.to_string())?;
+    match size.0 < CACHE_MIN {
+        true => Err(format!("a cache has at least {}", ByteSize(CACHE_MIN))),
+        false => Ok(size),
+    }
+}
+
+/// Where the services of a store are, and what is kept near of them.
+struct Addresses {
+    blobs: Address,
+    directories: Address,
+    path_infos: Address,
+    cache: Option<CacheOf>,
+}
+
+/// A cache, and which services it is for.
+struct CacheOf {
+    near: Address,
+    size: Option<ByteSize>,
+    blobs: bool,
+    directories: bool,
+    path_infos: bool,
 }
 
 impl ServiceArgs {
@@ -85,18 +140,9 @@ impl ServiceArgs {
             blob_service_addr: None,
             directory_service_addr: None,
             path_info_service_addr: None,
+            cache: None,
+            cache_size: None,
         }
-    }
-
-    /// Where blobs, directories and path infos are.
-    pub(crate) fn addresses(&self) -> Result<[Address; 3], Failure> {
-        let store = self.store()?;
-        let address = |other: &Option<Address>| other.clone().unwrap_or_else(|| store.clone());
-        Ok([
-            address(&self.blob_service_addr),
-            address(&self.directory_service_addr),
-            address(&self.path_info_service_addr),
-        ])
     }
 
     fn store(&self) -> Result<Address, Failure> {
@@ -106,16 +152,87 @@ impl ServiceArgs {
         }
     }
 
+    /// Where everything is, with the caches taken apart from what they are of.
+    fn addresses(&self) -> Result<Addresses, Failure> {
+        let store = self.store()?;
+        let address = |other: &Option<Address>| other.clone().unwrap_or_else(|| store.clone());
+        let (blobs, blob_cache) = taken_apart(address(&self.blob_service_addr));
+        let (directories, directory_cache) = taken_apart(address(&self.directory_service_addr));
+        let (path_infos, path_info_cache) = taken_apart(address(&self.path_info_service_addr));
+        let caches = [&blob_cache, &directory_cache, &path_info_cache];
+        let mut named = caches.into_iter().flatten();
+        let first = named.next().cloned();
+        if named.any(|other| Some(other) != first.as_ref()) {
+            let what = "the services have different caches";
+            return Err(Failure::plain(Code::Usage, what).help("name one cache for all of them"));
+        }
+        let cache = match (first, self.cache_folder()?) {
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                let what = "a cache is given by --cache, and another one by the store's address";
+                return Err(Failure::plain(Code::Usage, what).help("leave one of them out"));
+            }
+            (Some((near, size)), None) => Some(CacheOf {
+                near,
+                size,
+                blobs: blob_cache.is_some(),
+                directories: directory_cache.is_some(),
+                path_infos: path_info_cache.is_some(),
+            }),
+            (None, Some(folder)) => Some(CacheOf {
+                near: Address::Local(folder),
+                size: self.cache_size,
+                blobs: true,
+                directories: true,
+                path_infos: true,
+            }),
+        };
+        Ok(Addresses { blobs, directories, path_infos, cache })
+    }
+
+    /// Whether both are of one store, whatever is kept near of it.
+    pub(crate) fn is_same_store(&self, other: &Self) -> Result<bool, Failure> {
+        let (one, other) = (self.addresses()?, other.addresses()?);
+        let far = |at: Addresses| [at.blobs, at.directories, at.path_infos];
+        Ok(far(one) == far(other))
+    }
+
+    /// The folder of `--cache`.
+    fn cache_folder(&self) -> Result<Option<PathBuf>, Failure> {
+        let absolute = self.cache.as_ref().map(std::path::absolute).transpose();
+        absolute.map_err(|error| Failure::new("the folder of --cache is no path", error))
+    }
+
+    /// The folder of the cache that is named, and how much it may keep. An error if none is, or if it
+    /// is in memory.
+    pub(crate) fn cache(&self) -> Result<(PathBuf, u64), Failure> {
+        match self.addresses()?.cache {
+            Some(CacheOf { near: Address::Local(folder), size, .. }) => {
+                let budget = size.map_or_else(|| default_budget(&folder), |size| size.0);
+                Ok((folder, budget))
+            }
+            _ => Err(Failure::plain(Code::Usage, "no cache is named")
+                .help("name its folder with --cache DIR")),
+        }
+    }
+
     /// The folder of the local store that blobs are in. `None` if they are elsewhere.
     pub(crate) fn blob_folder(&self) -> Result<Option<PathBuf>, Failure> {
-        let blobs_at = match &self.blob_service_addr {
-            Some(address) => address.clone(),
-            None => self.store()?,
-        };
-        Ok(match blobs_at {
+        Ok(match self.addresses()?.blobs {
             Address::Local(folder) => Some(folder),
-            Address::Memory | Address::ObjectStore(_) | Address::Grpc(_) => None,
+            _ => None,
         })
+    }
+}
+
+/// What is far at an address, and the cache that it has, if it has one.
+fn taken_apart(address: Address) -> (Address, Option<(Address, Option<ByteSize>)>) {
+    match address {
+        Address::Cache(cache) => {
+            let CacheAddress { near, far, size } = *cache;
+            (far, Some((near, size)))
+        }
+        address => (address, None),
     }
 }
 
@@ -124,13 +241,21 @@ impl ServiceArgs {
 pub(crate) struct OpenServices {
     /// The services.
     pub(crate) services: Services,
+    /// What else can be done with the cache, if there is one that can be used.
+    pub(crate) cache: Option<Arc<dyn CacheControl>>,
+    /// In the order in which they are to be closed: a cache before what it is of.
     local: Vec<Arc<SharedStore>>,
 }
 
 impl OpenServices {
     /// Opens the services that the arguments name.
     pub(crate) async fn open(args: &ServiceArgs) -> Result<Self, Failure> {
-        let [blobs_at, directories_at, path_infos_at] = args.addresses()?;
+        let Addresses {
+            blobs: blobs_at,
+            directories: directories_at,
+            path_infos: path_infos_at,
+            cache,
+        } = args.addresses()?;
 
         let mut opener = Opener::default();
         // What path infos rely on and their own store does not have comes first.
@@ -154,14 +279,30 @@ impl OpenServices {
         };
         let path_infos =
             opener.path_infos(&path_infos_at, blobs.clone(), directories.clone()).await?;
-        let services = Services { blobs, directories, path_infos };
+        let mut services = Services { blobs, directories, path_infos };
+        let mut local: Vec<_> = opener.local.into_values().collect();
+        let mut control = None;
+        if let Some(cache) = cache {
+            let (near, shared) = cached(&cache, &services).await?;
+            control = shared.as_ref().and_then(|shared| shared.control());
+            local.splice(0..0, shared);
+            if cache.blobs {
+                services.blobs = near.blobs;
+            }
+            if cache.directories {
+                services.directories = near.directories;
+            }
+            if cache.path_infos {
+                services.path_infos = near.path_infos;
+            }
+        }
         tracing::info!(
             blobs = %services.blobs,
             directories = %services.directories,
             path_infos = %services.path_infos,
             "opened the store",
         );
-        Ok(Self { services, local: opener.local.into_values().collect() })
+        Ok(Self { services, cache: control, local })
     }
 
     /// Lets go of the store. Local stores are closed, or left to the processes that share them.
@@ -171,6 +312,35 @@ impl OpenServices {
             store.close().await;
         }
     }
+}
+
+/// The services of a store through its cache, and what has to be closed behind them.
+async fn cached(
+    cache: &CacheOf,
+    far: &Services,
+) -> Result<(Services, Option<Arc<SharedStore>>), Failure> {
+    let Address::Local(folder) = &cache.near else {
+        let near = Near::memory(cache.size.map_or(MEMORY_CACHE, |size| size.0));
+        let services = Services {
+            blobs: Arc::new(CacheBlobService::new(near.clone(), far.blobs.clone())),
+            directories: Arc::new(CacheDirectoryService::new(
+                near.clone(),
+                far.directories.clone(),
+            )),
+            path_infos: Arc::new(CachePathInfoService::new(near, far.path_infos.clone())),
+        };
+        return Ok((services, None));
+    };
+    let budget = cache.size.map_or_else(|| default_budget(folder), |size| size.0);
+    let purpose = Purpose::Cache(Cached { far: far.clone(), budget });
+    let shared = SharedStore::open(folder, purpose).await;
+    let shared = shared.map_err(|error| Failure::new("the cache can't be used", error))?;
+    let services = Services {
+        blobs: Arc::new(SharedBlobService(shared.clone())),
+        directories: Arc::new(SharedDirectoryService(shared.clone())),
+        path_infos: Arc::new(SharedPathInfoService(shared.clone())),
+    };
+    Ok((services, Some(shared)))
 }
 
 /// Opens each store once, however many services are in it.
@@ -189,9 +359,10 @@ impl Opener {
                 Arc::new(SharedBlobService(self.local(path, Contents::default()).await?))
             }
             Address::ObjectStore(objects) => {
-                Arc::new(ObjectStoreBlobService::new(self.base(objects)?))
+                Arc::new(ObjectStoreBlobService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcBlobService::new(self.peer(peer)?)),
+            Address::Cache(_) => return Err(nested(address)),
         })
     }
 
@@ -205,9 +376,10 @@ impl Opener {
                 Arc::new(SharedDirectoryService(self.local(path, Contents::default()).await?))
             }
             Address::ObjectStore(objects) => {
-                Arc::new(ObjectStoreDirectoryService::new(self.base(objects)?))
+                Arc::new(ObjectStoreDirectoryService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcDirectoryService::new(self.peer(peer)?)),
+            Address::Cache(_) => return Err(nested(address)),
         })
     }
 
@@ -223,10 +395,11 @@ impl Opener {
                 Arc::new(SharedPathInfoService(self.local(path, Contents::default()).await?))
             }
             Address::ObjectStore(objects) => {
-                let base = self.base(objects)?;
+                let base = self.base(objects).await?;
                 Arc::new(ObjectStorePathInfoService::new(base, blobs, directories))
             }
             Address::Grpc(peer) => Arc::new(GrpcPathInfoService::new(self.peer(peer)?)),
+            Address::Cache(_) => return Err(nested(address)),
         })
     }
 
@@ -239,7 +412,7 @@ impl Opener {
         if let Some(store) = self.local.get(path) {
             return Ok(store.clone());
         }
-        let store = SharedStore::open(path, contents)
+        let store = SharedStore::open(path, Purpose::Store(contents))
             .await
             .map_err(|error| Failure::new("the store can't be used", error))?;
         self.local.insert(path.to_owned(), store.clone());
@@ -256,15 +429,21 @@ impl Opener {
         Ok(peer)
     }
 
-    fn base(&mut self, address: &ObjectAddress) -> Result<ObjectBase, Failure> {
+    async fn base(&mut self, address: &ObjectAddress) -> Result<ObjectBase, Failure> {
         let key = address.to_string();
         if let Some(base) = self.bases.get(&key) {
             return Ok(base.clone());
         }
         let base = ObjectBase::open(address).map_err(|error| unusable(&key, error))?;
+        base.check().await.map_err(|error| unusable(&key, error))?;
         self.bases.insert(key, base.clone());
         Ok(base)
     }
+}
+
+/// Caches were taken apart before: what is far has none.
+fn nested(address: &Address) -> Failure {
+    Failure::plain(Code::Usage, format!("{address} is a cache of a cache"))
 }
 
 fn unusable(address: &str, error: impl Into<BoxError>) -> Failure {

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, fmt, mem, sync::Arc};
 
-use cairn_castore::{Digest, Directory, DirectoryService, Node};
+use cairn_castore::{Digest, Directory, DirectoryService, Node, profile::Recorder};
 use parking_lot::Mutex;
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
@@ -76,6 +76,8 @@ pub(crate) struct Directories {
     cache: Cache<Digest, Arc<Loaded>, ByWeight>,
     /// What was used last comes first.
     large: Mutex<VecDeque<Large>>,
+    /// Who wants to know which directories are used.
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// A directory that is too large for the cache.
@@ -87,7 +89,7 @@ struct Large {
 }
 
 impl Directories {
-    pub(crate) fn new(service: Arc<dyn DirectoryService>) -> Self {
+    pub(crate) fn new(service: Arc<dyn DirectoryService>, recorder: Option<Arc<Recorder>>) -> Self {
         let options = OptionsBuilder::new()
             .shards(CACHE_SHARDS)
             .weight_capacity(CACHE_BYTES)
@@ -96,11 +98,12 @@ impl Directories {
             .expect("all that is needed is given");
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         let cache = Cache::with_options(options, ByWeight, hasher, lifecycle);
-        Self { service, cache, large: Mutex::new(VecDeque::new()) }
+        Self { service, cache, large: Mutex::new(VecDeque::new()), recorder }
     }
 
     /// The directory, if that needs no waiting.
     pub(crate) fn local(&self, digest: &Digest) -> Option<Result<Arc<Loaded>, FsError>> {
+        self.note(digest);
         if let Some(loaded) = self.held(digest) {
             return Some(Ok(loaded));
         }
@@ -118,6 +121,7 @@ impl Directories {
 
     /// The directory, asked of the service once for all who wait for it.
     pub(crate) async fn fetch(&self, digest: &Digest) -> Result<Arc<Loaded>, FsError> {
+        self.note(digest);
         if let Some(loaded) = self.held(digest) {
             return Ok(loaded);
         }
@@ -138,6 +142,12 @@ impl Directories {
         self.large.lock().retain_mut(|large| mem::take(&mut large.is_used) && !all);
         if all {
             self.cache.clear();
+        }
+    }
+
+    fn note(&self, digest: &Digest) {
+        if let Some(recorder) = &self.recorder {
+            recorder.directory(digest);
         }
     }
 
@@ -194,7 +204,7 @@ mod tests {
             digests.push(put_large(&service, name).await);
         }
         let [a, b, c] = digests[..] else { unreachable!() };
-        let directories = Directories::new(Arc::new(service));
+        let directories = Directories::new(Arc::new(service), None);
         let held = |digest| directories.large.lock().iter().any(|large| large.digest == digest);
         for digest in [a, b, a, c] {
             directories.fetch(&digest).await.unwrap();

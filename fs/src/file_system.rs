@@ -16,7 +16,8 @@ use std::{
 
 use bytes::Bytes;
 use cairn_castore::{
-    BlobService, ByteRange, Digest, DirectoryService, Name, Node, SymlinkTarget, roots::Roots,
+    BlobService, ByteRange, Digest, DirectoryService, Name, Node, SymlinkTarget, profile::Recorder,
+    roots::Roots,
 };
 use fuse_backend_rs::{
     abi::fuse_abi::{CreateIn, stat64, statvfs64},
@@ -97,6 +98,9 @@ pub struct FileSystemOptions {
     pub xattrs: bool,
     /// What `statfs` (`df`) asks about room. Without it, none is used and none is left.
     pub space: Option<Arc<dyn SpaceSource>>,
+    /// Who wants to know what is used, and in which order. Small files are not read ahead then, so
+    /// that only what somebody wanted is noted; what the kernel has in its cache can't be.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 impl Default for FileSystemOptions {
@@ -109,6 +113,7 @@ impl Default for FileSystemOptions {
             layered: false,
             xattrs: true,
             space: None,
+            recorder: None,
         }
     }
 }
@@ -143,7 +148,8 @@ impl CairnFs {
     pub fn new(services: Services, options: FileSystemOptions, runtime: Handle) -> Self {
         let waiter = Arc::new(Waiter::new(runtime, options.deadline));
         let inodes = Arc::new(Inodes::new());
-        let directories = Arc::new(Directories::new(services.directories.clone()));
+        let directories =
+            Arc::new(Directories::new(services.directories.clone(), options.recorder.clone()));
         let reads = Arc::new(Reads::new(services.blobs.clone()));
         Self {
             ahead: Ahead::new(inodes.clone(), directories.clone(), reads.clone(), waiter.clone()),
@@ -276,6 +282,9 @@ impl CairnFs {
         let timeout = self.options.root_timeout;
         match self.names.find(&name, &self.waiter)? {
             Some(node) => {
+                if let Some(recorder) = &self.options.recorder {
+                    recorder.root(&name);
+                }
                 let inode = self.resolve(Seen::IN_ROOT, ROOT, &name, &node)?;
                 self.entry(inode, None, timeout)
             }
@@ -322,6 +331,9 @@ impl CairnFs {
             });
         };
         let wanted = range.within(*size);
+        if let Some(recorder) = &self.options.recorder {
+            recorder.file(digest, *size, wanted.clone());
+        }
         let mut offset = wanted.start;
         while offset < wanted.end {
             let rest = ByteRange { offset, length: wanted.end - offset };
@@ -453,7 +465,14 @@ impl FileSystem for CairnFs {
         }
         if let Some(passthrough) = self.passthrough() {
             return Ok(match &self.inode(id)? {
-                Inode::File { digest, size, .. } => passthrough.open(id, digest, *size),
+                Inode::File { digest, size, .. } => {
+                    let opened = passthrough.open(id, digest, *size);
+                    if let (Some(recorder), (_, _, Some(_))) = (&self.options.recorder, &opened) {
+                        // What is read of it from here on is not told.
+                        recorder.file(digest, *size, 0..*size);
+                    }
+                    opened
+                }
                 _ => (None, OpenOptions::KEEP_CACHE, None),
             });
         }
@@ -478,6 +497,7 @@ impl FileSystem for CairnFs {
         let id = inode;
         let inode = self.inode(id)?;
         if offset == 0
+            && self.options.recorder.is_none()
             && ahead::is_small(&inode)
             && let Some(seen) = self.inodes.seen(id)
         {

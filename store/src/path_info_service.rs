@@ -1,6 +1,7 @@
 //! The service that keeps path infos: its contract and its errors. The implementations are in the
 //! modules below; the checks that all of them make on a put are in one place, too.
 
+pub mod cache;
 pub mod checked;
 pub(crate) mod contents;
 pub mod grpc;

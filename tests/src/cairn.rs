@@ -115,13 +115,14 @@ impl Default for Scene {
 #[derive(Debug, Clone)]
 pub struct Cairn {
     store: OsString,
+    cache: Option<PathBuf>,
     nobody: Option<PathBuf>,
 }
 
 impl Cairn {
     /// The binary with the store of a URL.
     pub fn new(store: impl Into<OsString>) -> Self {
-        Self { store: store.into(), nobody: None }
+        Self { store: store.into(), cache: None, nobody: None }
     }
 
     /// The binary with the local store in a folder.
@@ -129,6 +130,12 @@ impl Cairn {
         let mut url = OsString::from("sled:");
         url.push(folder);
         Self::new(url)
+    }
+
+    /// The same with a cache in a folder.
+    pub fn with_cache(mut self, folder: &Path) -> Self {
+        self.cache = Some(folder.to_owned());
+        self
     }
 
     /// The same as a user without rights. `folder` is one that this user may enter, for a copy of
@@ -151,6 +158,10 @@ impl Cairn {
         // Nothing of the environment that the tests run in may choose another store or log level.
         for name in ["BLOB", "DIRECTORY", "PATH_INFO"] {
             command.env_remove(format!("{name}_SERVICE_ADDR"));
+        }
+        command.env_remove("CAIRN_CACHE").env_remove("CAIRN_CACHE_SIZE");
+        if let Some(cache) = &self.cache {
+            command.env("CAIRN_CACHE", cache);
         }
         // Nor may it learn of trees from other runs, or its user from these.
         command.env("XDG_CACHE_HOME", env::temp_dir().join("cairn-test-cache"));

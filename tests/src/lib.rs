@@ -12,6 +12,7 @@ pub mod linux;
 pub mod measure;
 pub mod model;
 pub mod nix;
+pub mod object_stores;
 pub mod peer;
 pub mod process;
 pub mod proxy;

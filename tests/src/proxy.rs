@@ -86,8 +86,18 @@ impl Proxy {
     /// A proxy before the server of a URL such as `grpc+http://127.0.0.1:8000`, with an open line.
     #[track_caller]
     pub fn before(url: &str) -> Self {
-        let (_, server) = url.rsplit_once("//").expect("a URL with an address");
-        let server: SocketAddr = server.parse().expect("an address of numbers");
+        Self::before_any(&[url])
+    }
+
+    /// A proxy before several servers, with an open line: a connection is with the first of them
+    /// that takes it.
+    #[track_caller]
+    pub fn before_any(urls: &[&str]) -> Self {
+        let address = |url: &&str| {
+            let (_, server) = url.rsplit_once("//").expect("a URL with an address");
+            server.parse().expect("an address of numbers")
+        };
+        let servers: Arc<[SocketAddr]> = urls.iter().map(address).collect();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -97,7 +107,7 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let line = watch::Sender::new(Line::default());
         let traffic = Arc::new(Traffic::default());
-        runtime.spawn(accept(listener, server, line.subscribe(), traffic.clone()));
+        runtime.spawn(accept(listener, servers, line.subscribe(), traffic.clone()));
         Self { address, line, traffic, runtime: Some(runtime) }
     }
 
@@ -142,27 +152,27 @@ impl Drop for Proxy {
 
 async fn accept(
     listener: TcpListener,
-    server: SocketAddr,
+    servers: Arc<[SocketAddr]>,
     line: watch::Receiver<Line>,
     traffic: Arc<Traffic>,
 ) {
     while let Ok((client, _)) = listener.accept().await {
         traffic.connections.fetch_add(1, Ordering::Relaxed);
-        tokio::spawn(connection(client, server, line.clone(), traffic.clone()));
+        tokio::spawn(connection(client, servers.clone(), line.clone(), traffic.clone()));
     }
 }
 
 /// Carries bytes both ways until the line is cut, or both sides have said all.
 async fn connection(
     client: TcpStream,
-    server: SocketAddr,
+    servers: Arc<[SocketAddr]>,
     line: watch::Receiver<Line>,
     traffic: Arc<Traffic>,
 ) {
     let mut cut = line.clone();
     let is_cut = |line: &Line| line.passage == Passage::Cut;
     let carried = async {
-        let server = TcpStream::connect(server).await?;
+        let server = TcpStream::connect(&*servers).await?;
         for side in [&client, &server] {
             side.set_nodelay(true)?;
         }

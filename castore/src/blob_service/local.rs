@@ -21,7 +21,7 @@ use crate::{
     local::{Kind, LocalError, LocalStore, Record, Submitted},
 };
 
-mod chunk_list;
+pub(super) mod chunk_list;
 mod put;
 
 /// The decompressed chunks kept in memory for readers that take them in parts, in bytes: enough for
@@ -172,7 +172,7 @@ impl Blobs {
     fn stat_of_many(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
         let value = self.store.get(Kind::Blob, digest.as_bytes());
         let Some(value) = value.map_err(|error| self.error(error))? else { return Ok(None) };
-        match decode_stat(digest, &value) {
+        match decode_stat(digest, &value).filter(|stat| !stat.chunks.is_empty()) {
             Some(stat) => Ok(Some(stat)),
             None => {
                 let reason = "its list of chunks is none".to_owned();

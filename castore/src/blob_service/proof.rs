@@ -9,6 +9,7 @@ use quick_cache::{Weighter, sync::Cache};
 use super::SMALL_BLOB_MAX;
 use crate::{
     BlobError, BlobStat, ChunkMeta, Digest,
+    chunking::CHUNK_MAX,
     outboard::{GROUP_LEN, Outboard, OutboardHasher},
 };
 
@@ -46,7 +47,7 @@ impl Proof {
     }
 
     pub(crate) fn stat(&self) -> BlobStat {
-        let several = !self.chunks.is_empty();
+        let several = !self.chunks.is_empty() || self.size() > CHUNK_MAX as u64;
         BlobStat {
             digest: *self.outboard.digest(),
             size: self.size(),

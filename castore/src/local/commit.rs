@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 use super::{
     error::LocalError,
     index::{Change, Mark},
-    pack::{ActivePack, PACK_LIMIT, Packs, Place},
+    pack::{ActivePack, Packs, Place},
     places::Places,
+    purpose::Purpose,
     record::{Codec, Encoded, Key, Origin},
     room::Room,
 };
@@ -29,7 +30,7 @@ const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// The batches that may wait to be written.
 const QUEUE_BATCHES: usize = 4096;
 
-/// A group is not made larger than this many bytes, unless its first batch is.
+/// A group is not made larger than this many bytes, nor than a pack, unless its first batch is.
 const GROUP_BYTES: usize = 16 * 1024 * 1024;
 
 /// The bytes of one write, at most but for those of a payload.
@@ -44,6 +45,9 @@ pub(super) struct Batch {
     pub(super) bytes: usize,
     /// Nothing is added to the pack of this number once the batch is done, nor to any before it.
     pub(super) seal: Option<u32>,
+    /// Keys that are forgotten if their records are still the ones at these places. Nothing is
+    /// written of that: it is for records whose packs are removed, and no earlier pack has others.
+    pub(super) forgotten: Vec<(Key, Place)>,
     /// Told whether a deletion in the batch has found its key.
     pub(super) done: oneshot::Sender<Result<bool, LocalError>>,
 }
@@ -83,7 +87,7 @@ impl Queue {
     }
 
     /// The next batches to be written. `None` when the queue is closed and empty.
-    fn take_group(&self) -> Option<Vec<Batch>> {
+    fn take_group(&self, group_bytes: usize) -> Option<Vec<Batch>> {
         let mut state = self.state.lock();
         while state.batches.is_empty() {
             if state.is_closed {
@@ -94,7 +98,7 @@ impl Queue {
         let mut group = Vec::new();
         let mut bytes = 0;
         while let Some(batch) = state.batches.pop_front() {
-            if !group.is_empty() && bytes + batch.bytes > GROUP_BYTES {
+            if !group.is_empty() && bytes + batch.bytes > group_bytes {
                 state.batches.push_front(batch);
                 break;
             }
@@ -122,6 +126,7 @@ impl Queue {
 /// What writes.
 pub(super) struct Committer {
     pub(super) store: PathBuf,
+    pub(super) purpose: Purpose,
     pub(super) packs: Arc<Packs>,
     pub(super) places: Arc<Places>,
     pub(super) queue: Arc<Queue>,
@@ -143,9 +148,13 @@ impl Committer {
     /// Writes until the queue is closed: what the committer's thread does.
     pub(super) fn run(mut self) {
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
-        while let Some(mut group) = self.queue.take_group() {
+        let group_bytes = GROUP_BYTES.min(self.purpose.pack_limit() as usize);
+        while let Some(mut group) = self.queue.take_group(group_bytes) {
             let outcome = self.commit(&mut group, &mut buffer);
-            if let Err(error) = &outcome {
+            // A cache says it in its own way, and goes on without.
+            if let Err(error) = &outcome
+                && self.purpose.is_durable()
+            {
                 tracing::error!(
                     store = %self.store.display(),
                     error = error as &dyn std::error::Error,
@@ -158,6 +167,7 @@ impl Committer {
                 let _ = batch.done.send(answer);
             }
         }
+        self.end_pack();
     }
 
     /// Writes what is new in a group; which of its batches have a deletion that found its key.
@@ -204,7 +214,21 @@ impl Committer {
             self.room.for_records(bytes)?;
             self.write(written, buffer)?;
         }
+        self.forget(group)?;
         Ok(found)
+    }
+
+    fn forget(&self, group: &mut [Batch]) -> Result<(), LocalError> {
+        let mut changes = Vec::new();
+        for (key, place) in group.iter_mut().flat_map(|batch| batch.forgotten.drain(..)) {
+            if self.places.get(&key)?.is_some_and(|now| now.is_at(&place)) {
+                changes.push((key, Change::Remove));
+            }
+        }
+        if !changes.is_empty() {
+            self.places.publish(changes, None);
+        }
+        Ok(())
     }
 
     /// What is known of a key before the group. If the index can't say, a record too many is
@@ -223,8 +247,12 @@ impl Committer {
         buffer: &mut Vec<u8>,
     ) -> Result<(), LocalError> {
         let mut pack = match self.active.take() {
-            Some(pack) if pack.end < PACK_LIMIT => pack,
-            _ => self.begin_pack()?,
+            Some(pack) if pack.end < self.purpose.pack_limit() => pack,
+            full => {
+                self.active = full;
+                self.end_pack();
+                self.begin_pack()?
+            }
         };
         let id = pack.id;
         let mut changes = Vec::with_capacity(records.len());
@@ -283,7 +311,7 @@ impl Committer {
         pack.end = end;
         self.packs.set_length(id, end);
         self.active = Some(pack);
-        self.places.publish(changes, Mark { pack: id, offset: end });
+        self.places.publish(changes, Some(Mark { pack: id, offset: end }));
         Ok(())
     }
 
@@ -293,10 +321,20 @@ impl Committer {
         if self.active.as_ref().is_none_or(|active| active.id <= id) {
             let pack = self.begin_pack()?;
             self.packs.set_length(pack.id, pack.end);
-            self.places.publish(Vec::new(), Mark { pack: pack.id, offset: pack.end });
+            self.places.publish(Vec::new(), Some(Mark { pack: pack.id, offset: pack.end }));
+            self.end_pack();
             self.active = Some(pack);
         }
         Ok(())
+    }
+
+    /// Nothing is added to the active pack any more. A cache's packs are synced once they are
+    /// whole, so that a power loss costs the last of them at most: what is lost is fetched again.
+    fn end_pack(&mut self) {
+        let Some(pack) = self.active.take().filter(|_| !self.purpose.is_durable()) else { return };
+        if let Err(error) = pack.file.sync_data() {
+            tracing::debug!(pack = %pack.path.display(), %error, "a pack could not be synced");
+        }
     }
 
     fn begin_pack(&mut self) -> Result<ActivePack, LocalError> {
@@ -311,7 +349,11 @@ impl Committer {
         file.write_all_at(bytes, offset)
     }
 
+    /// Makes what was written durable, where that is promised.
     fn sync(&self, file: &File) -> io::Result<()> {
+        if !self.purpose.is_durable() {
+            return Ok(());
+        }
         #[cfg(test)]
         self.faults.before_sync()?;
         file.sync_data()

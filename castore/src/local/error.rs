@@ -17,6 +17,12 @@ pub enum LocalError {
     /// A folder with something else in it.
     #[error("{0} is not a cairn store")]
     NotAStore(PathBuf),
+    /// A store, where a cache was to be opened.
+    #[error("{0} is a store, and what is in a cache may be thrown away")]
+    IsStore(PathBuf),
+    /// A cache, where a store was to be opened.
+    #[error("{0} is a cache, and what is in it may be thrown away")]
+    IsCache(PathBuf),
     /// A format that this program does not know.
     #[error("{path} has the format {found}, and this program knows format {supported}")]
     Version {

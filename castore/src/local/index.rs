@@ -150,6 +150,11 @@ impl Index {
             .collect()
     }
 
+    /// The bytes of its files.
+    pub(super) fn size_on_disk(&self) -> Result<u64, LocalError> {
+        guarded(&self.path, || self.db.size_on_disk())
+    }
+
     /// Hands everything to the system, so that it outlives this process.
     pub(super) fn flush(&self) -> Result<(), LocalError> {
         guarded(&self.path, || self.db.flush())?;

@@ -23,9 +23,6 @@ use super::{
 /// The bytes before the first record.
 pub(super) const PACK_HEADER_LEN: u64 = 24;
 
-/// A pack that has reached this many bytes gets no more records.
-pub(super) const PACK_LIMIT: u64 = 256 * 1024 * 1024;
-
 /// The packs that are held open for reading.
 const OPEN_PACKS: usize = 256;
 

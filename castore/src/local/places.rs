@@ -175,6 +175,11 @@ impl Places {
         Ok(merged.into_iter().take(limit).collect())
     }
 
+    /// The bytes that the index takes on the disk.
+    pub(super) fn index_bytes(&self) -> Result<u64, LocalError> {
+        self.index.size_on_disk()
+    }
+
     /// Waits until the index is not too far behind. An error if that takes too long, or if the
     /// index has failed and there is no room for more in memory.
     pub(super) fn wait_for_room(&self) -> Result<(), LocalError> {
@@ -209,6 +214,11 @@ impl Places {
         self.index.flush()
     }
 
+    /// Whether there is room for the index to catch up.
+    pub(super) fn has_room(&self) -> bool {
+        self.room.has_room_for_index()
+    }
+
     fn too_far_behind(&self) -> LocalError {
         let source = Arc::from(Box::from("it is too far behind"));
         LocalError::Index { path: self.path.clone(), source }
@@ -225,11 +235,11 @@ impl Places {
     }
 
     /// Makes known what has become durable.
-    pub(super) fn publish(&self, changes: Vec<(Key, Change)>, mark: Mark) {
+    pub(super) fn publish(&self, changes: Vec<(Key, Change)>, mark: Option<Mark>) {
         let mut recent = self.recent.write();
         recent.changes.extend(changes.iter().copied());
         recent.filter(changes.iter().map(|(key, _)| *key));
-        self.enqueue(&recent, Group { changes, mark: Some(mark) });
+        self.enqueue(&recent, Group { changes, mark });
     }
 
     /// Takes note that the record at a place is damaged, unless there is another by now.
@@ -411,7 +421,7 @@ mod tests {
             assert!(places.recent.read().is_complete, "nothing is there yet");
             for first in (0..COUNT).step_by(1000) {
                 let set = |number| (key(number), Change::Set(place(number)));
-                places.publish((first..first + 1000).map(set).collect(), mark);
+                places.publish((first..first + 1000).map(set).collect(), Some(mark));
             }
             check(places, COUNT);
             assert!(places.recent.read().lacks(&key(COUNT)));
@@ -420,7 +430,7 @@ mod tests {
             assert!(!places.recent.read().is_complete);
             check(places, COUNT);
             // Comes before the filter knows those from earlier.
-            places.publish(vec![(key(COUNT), Change::Set(place(COUNT)))], mark);
+            places.publish(vec![(key(COUNT), Change::Set(place(COUNT)))], Some(mark));
             for number in 0..MISSES as u32 {
                 assert_eq!(places.get(&key(2 * COUNT + number)).unwrap(), None);
             }
@@ -429,7 +439,7 @@ mod tests {
             }
             check(places, COUNT + 1);
             assert!(places.recent.read().lacks(&key(2 * COUNT)));
-            places.publish(vec![(key(1), Change::Remove)], mark);
+            places.publish(vec![(key(1), Change::Remove)], Some(mark));
             assert_eq!(places.get(&key(1)).unwrap(), None);
         });
     }

@@ -49,11 +49,13 @@ pub enum Kind {
     PathInfo = 4,
     /// The size and hash of a tree's NAR, by the digest of the tree's encoded nameless entry.
     Nar = 5,
+    /// The bytes of a group of a large blob, by its chaining value. In caches alone.
+    Group = 6,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Chunk, Self::Blob, Self::Directory, Self::PathInfo, Self::Nar, Self::Group];
 
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
@@ -79,6 +81,7 @@ impl fmt::Display for Kind {
             Self::Directory => "directory",
             Self::PathInfo => "path info",
             Self::Nar => "NAR hash",
+            Self::Group => "group",
         })
     }
 }

@@ -14,7 +14,8 @@ use rustix::fs::{FlockOperation, flock};
 use super::{
     error::LocalError,
     index::Index,
-    pack::{ActivePack, PACK_HEADER_LEN, PACK_LIMIT, Packs, check_header, pack_path},
+    pack::{ActivePack, PACK_HEADER_LEN, Packs, check_header, pack_path},
+    purpose::Purpose,
     replay::replay,
 };
 
@@ -24,14 +25,16 @@ const FORMAT: u32 = 1;
 /// The folder of the packs, in that of the store.
 pub(super) const PACKS: &str = "packs";
 
-const FORMAT_PREFIX: &str = "cairn local store ";
-
 /// The most bytes of the format's file that are looked at.
 const FORMAT_MAX: u64 = 256;
 
 /// What may be in a folder before it is a store: an open that was cut short leaves it, and a
 /// daemon's socket.
 const BEFORE_FORMAT: [&str; 3] = ["lock", "format.new", "socket"];
+
+/// What is removed of a cache that is of no use any more, in this order.
+const CONTENTS: [&str; 7] =
+    ["packs", "index", "index-state", "index-state.new", "read-marks", "read-marks.new", "format"];
 
 /// A store's parts, ready for use.
 pub(super) struct Opened {
@@ -44,12 +47,12 @@ pub(super) struct Opened {
 }
 
 /// Opens the store in a folder, or makes one.
-pub(super) fn open(path: &Path) -> Result<Opened, LocalError> {
+pub(super) fn open(path: &Path, purpose: Purpose) -> Result<Opened, LocalError> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(path).map_err(|error| LocalError::io("create", path, error))?;
     let lock = lock(path)?;
-    check_format(path)?;
+    check_format(path, purpose)?;
     let packs_path = path.join(PACKS);
     builder.create(&packs_path).map_err(|error| LocalError::io("create", &packs_path, error))?;
     let packs = Packs::list(packs_path)?;
@@ -59,7 +62,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, LocalError> {
     let marked = index.mark()?.map_or(0, |mark| mark.pack);
     let last = lengths.keys().last().copied().unwrap_or(0).max(marked);
     let active = match lengths.get(&last) {
-        Some(length) if whole.get(&last) == Some(&true) && *length < PACK_LIMIT => {
+        Some(length) if whole.get(&last) == Some(&true) && *length < purpose.pack_limit() => {
             Some(ActivePack::reopen(packs.folder(), last, *length)?)
         }
         _ => None,
@@ -94,11 +97,58 @@ fn lock(path: &Path) -> Result<File, LocalError> {
     }
 }
 
-fn check_format(path: &Path) -> Result<(), LocalError> {
+/// Whether a folder that could not be opened is a cache of which nothing can be made but a new one:
+/// it is damaged, or of another version.
+pub(super) fn is_beyond_use(path: &Path, error: &LocalError) -> bool {
+    match error {
+        LocalError::Version { .. } | LocalError::Index { .. } | LocalError::Damaged { .. } => true,
+        LocalError::NotAStore(_) => path.join("format").exists() && holds_nothing_else(path),
+        LocalError::Io { source, .. } => {
+            let is_refused = matches!(
+                source.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            );
+            !is_refused && path.join("format").exists() && holds_nothing_else(path)
+        }
+        _ => false,
+    }
+}
+
+fn holds_nothing_else(path: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(path) else { return false };
+    entries.all(|entry| {
+        let Ok(entry) = entry else { return false };
+        let name = entry.file_name();
+        let mut known = BEFORE_FORMAT.iter().chain(&CONTENTS);
+        known.any(|known| name == *known) || name.as_encoded_bytes().starts_with(b"socket")
+    })
+}
+
+/// Removes what is in a cache.
+pub(super) fn clear(path: &Path) -> Result<(), LocalError> {
+    let _lock = lock(path)?;
+    for name in CONTENTS {
+        let path = path.join(name);
+        let removed = match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) => fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(LocalError::io("remove", &path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_format(path: &Path, purpose: Purpose) -> Result<(), LocalError> {
     let format = path.join("format");
     match read_text(&format) {
         Ok(text) => {
-            let version = text.strip_prefix(FORMAT_PREFIX).map(str::trim_end);
+            let version = text.strip_prefix(purpose.format()).map(str::trim);
             match version {
                 Some(version) if version == FORMAT.to_string() => Ok(()),
                 Some(version) => Err(LocalError::Version {
@@ -106,11 +156,11 @@ fn check_format(path: &Path) -> Result<(), LocalError> {
                     found: version.to_owned(),
                     supported: FORMAT,
                 }),
-                None => Err(LocalError::NotAStore(path.to_owned())),
+                None => Err(purpose.misused(path, &text)),
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            replace(&format, &format!("{FORMAT_PREFIX}{FORMAT}\n"))
+            replace(&format, &format!("{} {FORMAT}\n", purpose.format()))
         }
         Err(error) => Err(LocalError::io("read", &format, error)),
     }

@@ -36,7 +36,7 @@ pub struct Rewritten {
 }
 
 /// What a record in a pack is worth.
-enum Worth {
+pub(super) enum Worth {
     /// It is its key's last.
     Counts(Place),
     /// Nothing, but without it an earlier record of its key would come back.
@@ -111,10 +111,10 @@ impl LocalStore {
         if share(needed, length) >= min_live_share {
             return Ok(());
         }
-        self.push(Vec::new(), Some(id))?.wait()?;
+        self.push(Vec::new(), Some(id), Vec::new())?.wait()?;
         self.stop_here(Step::Sealed)?;
 
-        let mut batch = Batch { store: self, records: Vec::new(), bytes: 0 };
+        let mut batch = Batch::new(self);
         let mut lost = 0;
         let length = self.visit(&file, id, |header, worth| {
             let record = match worth {
@@ -156,7 +156,7 @@ impl LocalStore {
     }
 
     /// Hands on the records of a pack with what they are worth. The pack's length.
-    fn visit(
+    pub(super) fn visit(
         &self,
         file: &File,
         id: u32,
@@ -181,7 +181,11 @@ impl LocalStore {
     }
 
     /// A copy of a record. `None` if it is damaged.
-    fn copy_of(&self, header: &Header, place: Place) -> Result<Option<Encoded>, LocalError> {
+    pub(super) fn copy_of(
+        &self,
+        header: &Header,
+        place: Place,
+    ) -> Result<Option<Encoded>, LocalError> {
         let read = self.packs.read_record(&header.key, &place).and_then(|(_, record)| {
             let payload = header.payload(&record);
             payload.map_err(|flaw| ReadError::Damaged(flaw.to_owned()))
@@ -233,20 +237,25 @@ fn share(live: u64, length: u64) -> f64 {
 }
 
 /// Records on their way into another pack.
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     store: &'a LocalStore,
     records: Vec<Encoded>,
     bytes: usize,
 }
 
-impl Batch<'_> {
-    fn add(&mut self, record: Encoded) -> Result<(), LocalError> {
+impl<'a> Batch<'a> {
+    pub(super) fn new(store: &'a LocalStore) -> Self {
+        Self { store, records: Vec::new(), bytes: 0 }
+    }
+
+    pub(super) fn add(&mut self, record: Encoded) -> Result<(), LocalError> {
         self.bytes += record.len();
         self.records.push(record);
         if self.bytes >= MOVE_BYTES { self.store() } else { Ok(()) }
     }
 
-    fn store(&mut self) -> Result<(), LocalError> {
+    /// Stores what is left.
+    pub(super) fn store(&mut self) -> Result<(), LocalError> {
         self.bytes = 0;
         self.store.enqueue(std::mem::take(&mut self.records))?.wait()
     }

@@ -66,7 +66,7 @@ impl CopyArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         let from = context.services_at(self.from.as_ref());
         let to = context.services_at(self.to.as_ref());
-        if from.addresses()? == to.addresses()? {
+        if from.is_same_store(&to)? {
             return Err(Failure::plain(Code::Usage, "--from and --to are the same store"));
         }
         let mut signals = EndSignals::listen()

@@ -87,6 +87,7 @@ impl DaemonArgs {
                     directories: serves(Service::Directory).then(|| services.directories.clone()),
                     path_infos: serves(Service::PathInfo).then(|| services.path_infos.clone()),
                     is_one_store: true,
+                    cache: None,
                 };
                 let server = Server::new(served)
                     .await

@@ -1,6 +1,7 @@
 //! `cairn mount`: shows the trees of a store as a file system until it is unmounted.
 
 mod profile;
+pub(crate) mod workload;
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +19,10 @@ use clap::Args;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use self::profile::ProfileArgs;
+use self::{
+    profile::ProfileArgs,
+    workload::{Recording, WorkloadArgs},
+};
 use super::{
     import::{Imports, StatCacheArgs},
     shown::{self, ShownArgs},
@@ -43,6 +47,7 @@ Examples:
   cairn mount --import ./tree /mnt
   cairn mount --ephemeral /mnt
   cairn mount --daemonize --log-file ~/cairn.log ~/store
+  cairn mount --record build.profile ~/store
   cairn --store grpc+http://host:8000 mount --no-list-root ~/store")]
 pub(crate) struct MountArgs {
     /// Where to mount: a directory that exists
@@ -59,6 +64,8 @@ pub(crate) struct MountArgs {
     allow_other: bool,
     #[command(flatten)]
     profile: ProfileArgs,
+    #[command(flatten)]
+    workload: WorkloadArgs,
     /// Let everything be changed: what is written, and what is removed, is kept in this folder
     ///
     /// It is made if need be, and what it holds from an earlier mount is seen again. The store stays
@@ -97,8 +104,10 @@ impl MountArgs {
             let path = self.mountpoint.clone();
             return Err(failure(&self.mountpoint, MountError::MountPoint { path, source: error }));
         }
+        let profile = self.workload.profile(context).await?;
+        let recording = self.workload.begin_to_record()?;
         context
-            .with_services(async |services| {
+            .with_cache(async |services, cache| {
                 let mut output = Output::new();
                 // A signal must not leave a dead mount behind.
                 let mut signals = EndSignals::listen()
@@ -110,9 +119,12 @@ impl MountArgs {
                     output.flush().await
                 };
                 imports.run(services, context, &mut signals, print).await?;
+                // Ends with the mount.
+                let _warming = workload::warm(cache, profile);
                 // Removed when the mount has ended.
                 let (layer, temporary) = self.layer()?;
-                let mount = self.mount(services, context.space()?, layer).await?;
+                let mount =
+                    self.mount(services, context.space()?, layer, recording.as_ref()).await?;
                 if context.in_background {
                     background::leave_session()?;
                 }
@@ -129,7 +141,8 @@ impl MountArgs {
                 }
                 let served = self.serve(mount, &mut signals).await;
                 remove(temporary).await;
-                served
+                let recorded = recording.map_or(Ok(()), Recording::end);
+                served.and(recorded)
             })
             .await
     }
@@ -159,11 +172,13 @@ impl MountArgs {
         services: &Services,
         space: Option<Arc<dyn SpaceSource>>,
         layer: Option<Layer>,
+        recording: Option<&Recording>,
     ) -> Result<Mount, Failure> {
         let (blobs, passthrough) = self.profile.apply(services.blobs.clone()).await?;
         let shown = file_system::Services { blobs, ..shown::services(services) };
         let mut options = self.shown.options(space);
         options.layered = layer.is_some();
+        options.recorder = recording.map(Recording::recorder);
         options.xattrs &= layer.is_none();
         let mount_options = MountOptions {
             allow_other: self.allow_other,

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use cairn_castore::{BoxError, address::GrpcAddress, grpc::GrpcPeer};
+use cairn_castore::{BoxError, Digest, address::GrpcAddress, grpc::GrpcPeer};
+use data_encoding::HEXLOWER;
 use rustix::{
     fs::{Mode, OFlags},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
@@ -21,11 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::server::{Served, Server, listener::Listener};
 
-/// The socket's name in the store's folder.
+/// The socket's name in a store's folder.
 const NAME: &str = "socket";
 
-/// The name that it is bound under before it can be connected to.
-const UNREADY_NAME: &str = "socket.new";
+/// What the socket's name in a cache's folder starts with. What follows tells of which store it is,
+/// so that nobody is ever given the contents of another one.
+const CACHE_NAME: &str = "socket-of-";
+
+/// The bytes of the store's digest in that name.
+const CACHE_NAME_LEN: usize = 8;
 
 /// How long the process that holds a store waits, when it ends, for what others are storing.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -44,26 +49,51 @@ const ADDRESS_MAX: usize = 107;
 
 /// Where a store's socket is.
 #[derive(Debug)]
-pub(super) struct SocketPlace {
+pub(crate) struct SocketPlace {
     folder: PathBuf,
+    name: String,
 }
 
 impl SocketPlace {
+    /// The place of the socket of a store.
     pub(super) fn new(store: &Path) -> Self {
-        Self { folder: store.to_owned() }
+        Self { folder: store.to_owned(), name: NAME.to_owned() }
+    }
+
+    /// The place of the socket of a cache of the store with this name.
+    pub(super) fn of_cache(cache: &Path, far: &str) -> Self {
+        let digest = Digest::of(far.as_bytes());
+        let name = HEXLOWER.encode(&digest.as_bytes()[..CACHE_NAME_LEN]);
+        Self { folder: cache.to_owned(), name: format!("{CACHE_NAME}{name}") }
+    }
+
+    /// The places of all sockets in the folder of a cache.
+    pub(crate) fn of_caches(cache: &Path) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(cache) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let names = names.filter(|name| name.starts_with(CACHE_NAME));
+        names.map(|name| Self { folder: cache.to_owned(), name }).collect()
     }
 
     /// Whether a process listens on the socket.
-    pub(super) async fn answers(&self) -> bool {
-        let Ok(path) = self.reachable(NAME) else { return false };
+    pub(crate) async fn answers(&self) -> bool {
+        let Ok(path) = self.reachable(&self.name) else { return false };
         let connecting = UnixStream::connect(&path.path);
         matches!(tokio::time::timeout(ANSWER_TIME, connecting).await, Ok(Ok(_)))
     }
 
+    /// Removes the socket of a process that is gone. Only the process that holds the cache may call
+    /// this, and not for the socket that it listens on.
+    pub(super) fn remove(&self) {
+        if let Err(error) = std::fs::remove_file(self.folder.join(&self.name)) {
+            tracing::debug!(%error, socket = self.name, "a socket stays behind");
+        }
+    }
+
     /// The process that listens on the socket, and the path that leads to it, to be kept for as
     /// long as the peer is used.
-    pub(super) fn peer(&self) -> Result<(GrpcPeer, Reachable), BoxError> {
-        let reachable = self.reachable(NAME)?;
+    pub(crate) fn peer(&self) -> Result<(GrpcPeer, Reachable), BoxError> {
+        let reachable = self.reachable(&self.name)?;
         let peer = GrpcPeer::new(&GrpcAddress::Unix(reachable.path.clone()))?;
         Ok((peer, reachable))
     }
@@ -83,7 +113,7 @@ impl SocketPlace {
 
 /// A path that holds as long as this does.
 #[derive(Debug)]
-pub(super) struct Reachable {
+pub(crate) struct Reachable {
     path: PathBuf,
     _folder: Option<OwnedFd>,
 }
@@ -110,7 +140,7 @@ impl OwnerSocket {
                 tracing::error!(error, "a local store is no longer served to other processes");
             }
         });
-        Ok(Self { path: place.folder.join(NAME), server, stop, serving })
+        Ok(Self { path: place.folder.join(&place.name), server, stop, serving })
     }
 
     /// Refuses new requests, waits for those that store something and removes the socket. Whoever
@@ -141,7 +171,7 @@ impl Drop for OwnerSocket {
 /// A socket that only this user can connect to. It gets its name when it is ready, so that nobody
 /// meets one that does not answer.
 fn listen(place: &SocketPlace) -> io::Result<UnixListener> {
-    let unready = place.reachable(UNREADY_NAME)?;
+    let unready = place.reachable(&format!("{}.new", place.name))?;
     match std::fs::remove_file(&unready.path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -151,6 +181,6 @@ fn listen(place: &SocketPlace) -> io::Result<UnixListener> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(&unready.path)?)?;
     rustix::fs::chmod(&unready.path, Mode::RUSR | Mode::WUSR)?;
     rustix::net::listen(&socket, BACKLOG)?;
-    std::fs::rename(&unready.path, place.folder.join(NAME))?;
+    std::fs::rename(&unready.path, place.folder.join(&place.name))?;
     UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
 }

@@ -332,7 +332,7 @@ mod tests {
         let top = vec![("a", a.clone()), ("b", b), ("c", leaf("c").await), ("f", file("top"))];
         let Node::Directory { digest: top, .. } = put(&service, top).await else { unreachable!() };
         let Node::Directory { digest: a, .. } = a else { unreachable!() };
-        let directories = Directories::new(Arc::new(service.clone()));
+        let directories = Directories::new(Arc::new(service.clone()), None);
         let texts = |found: Vec<(Digest, Arc<Loaded>)>| -> Vec<Digest> {
             let file = |loaded: &Loaded| match loaded.directory.get(b"f") {
                 Some(Node::File { digest, .. }) => *digest,

@@ -269,7 +269,7 @@ impl<S: fmt::Debug> fmt::Debug for CheckedPathInfoService<S> {
 }
 
 /// A stored record, which has to be that of the path.
-fn decode(hash: &OutputHash, record: Bytes) -> Result<PathInfo, PathInfoError> {
+pub(super) fn decode(hash: &OutputHash, record: Bytes) -> Result<PathInfo, PathInfoError> {
     let corrupt = |what: String| PathInfoError::Corrupt {
         reason: format!("{}: {what}", nixbase32::encode(hash)),
     };

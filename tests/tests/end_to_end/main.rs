@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
 mod blocked;
+mod buckets;
+mod caching;
 mod commands;
 mod copying;
 mod damage;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use cairn_proto::cairn::v1::{StatResponse, stat_response};
 use prost::Message as _;
 
-use crate::{BlobStat, ChunkMeta, Digest, outboard::Outboard};
+use crate::{BlobStat, ChunkMeta, Digest, chunking::CHUNK_MAX, outboard::Outboard};
 
 /// The chunks of a blob of several.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl ChunkList {
 }
 
 /// The message that cairn's peers tell each other the same things with.
-pub(super) fn encode_stat(stat: &BlobStat) -> Bytes {
+pub(in crate::blob_service) fn encode_stat(stat: &BlobStat) -> Bytes {
     let chunk =
         |chunk: &ChunkMeta| stat_response::Chunk { digest: chunk.digest.into(), size: chunk.size };
     let message = StatResponse {
@@ -56,9 +56,9 @@ pub(super) fn encode_stat(stat: &BlobStat) -> Bytes {
     message.encode_to_vec().into()
 }
 
-/// What is known of a blob of several chunks. `None` if the value says nothing of the kind, or of
-/// another blob.
-pub(super) fn decode_stat(digest: &Digest, value: &Bytes) -> Option<BlobStat> {
+/// What is known of a blob of several chunks, or of one whose chunks nobody knows. `None` if the
+/// value says nothing of the kind, or of another blob.
+pub(in crate::blob_service) fn decode_stat(digest: &Digest, value: &Bytes) -> Option<BlobStat> {
     let message = StatResponse::decode(value.clone()).ok()?;
     let mut sum: u64 = 0;
     let mut chunks = Vec::with_capacity(message.chunks.len());
@@ -66,7 +66,10 @@ pub(super) fn decode_stat(digest: &Digest, value: &Bytes) -> Option<BlobStat> {
         sum = sum.checked_add(chunk.size)?;
         chunks.push(ChunkMeta { digest: (&*chunk.digest).try_into().ok()?, size: chunk.size });
     }
-    if chunks.len() < 2 || sum != message.size || chunks.iter().any(|chunk| chunk.size == 0) {
+    let is_list =
+        chunks.len() > 1 && sum == message.size && chunks.iter().all(|chunk| chunk.size > 0);
+    let is_unlisted = chunks.is_empty() && message.size > CHUNK_MAX as u64;
+    if !(is_list || is_unlisted) {
         return None;
     }
     let outboard = Outboard::parse(*digest, message.size, &message.outboard).ok()?;
@@ -95,6 +98,8 @@ mod tests {
         let good = stat(700_000, vec![chunk(0..300_000), chunk(300_000..700_000)]);
         assert_eq!(decoded(&good).as_ref(), Some(&good));
         assert_eq!(decode_stat(&Digest::of(b"?"), &encode_stat(&good)), None);
+        let unlisted = stat(700_000, vec![]);
+        assert_eq!(decoded(&unlisted).as_ref(), Some(&unlisted), "its chunks are not known");
         assert_eq!(decoded(&stat(700_000, vec![chunk(0..700_000)])), None);
         assert_eq!(decoded(&stat(700_000, vec![chunk(0..300_000), chunk(0..300_000)])), None);
         let huge = ChunkMeta { digest, size: u64::MAX };

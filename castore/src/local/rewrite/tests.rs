@@ -37,7 +37,7 @@ fn get(store: &LocalStore, record: &Record) -> Option<Bytes> {
 }
 
 fn seal(store: &LocalStore, pack: u32) {
-    store.push(Vec::new(), Some(pack)).unwrap().wait().unwrap();
+    store.push(Vec::new(), Some(pack), Vec::new()).unwrap().wait().unwrap();
 }
 
 fn packs(path: &Path) -> Vec<String> {

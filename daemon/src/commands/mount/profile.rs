@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use cairn_castore::{BlobService, blob_service::whole_files::WholeFileBlobService};
+use cairn_castore::{BlobService, ByteSize, blob_service::whole_files::WholeFileBlobService};
 use cairn_fs::fuse::Passthrough;
 use clap::{Args, ValueEnum};
 use tokio::runtime::Handle;
 
-use crate::{byte_size::ByteSize, exit::Failure};
+use crate::exit::Failure;
 
 /// Where whole files are kept unless the options say.
 const WHOLE_FILES: &str = "/var/cache/cairn/whole";

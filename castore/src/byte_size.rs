@@ -6,39 +6,53 @@ use std::{fmt, str::FromStr};
 ///
 /// Units with an `i`, and those of a single letter, are powers of 1024, the others powers of 1000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ByteSize(pub(crate) u64);
+pub struct ByteSize(pub u64);
+
+/// A text that is no number of bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidByteSize {
+    /// Not a number with a known unit.
+    #[error("{0:?} is no size: write a number with a unit, as in 20GiB")]
+    Syntax(String),
+    /// More than 64 bits.
+    #[error("{0:?} is more than can be counted")]
+    TooLarge(String),
+}
 
 /// The prefixes of units, each 1000 or 1024 times the one before.
 const PREFIXES: [char; 6] = ['k', 'm', 'g', 't', 'p', 'e'];
 
 impl FromStr for ByteSize {
-    type Err = String;
+    type Err = InvalidByteSize;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("{text:?} is no size: write a number with a unit, as in 20GiB");
-        let text = text.trim();
-        let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(unit_at);
-        let number: f64 = number.parse().map_err(|_| invalid())?;
+    fn from_str(text: &str) -> Result<Self, InvalidByteSize> {
+        let invalid = || InvalidByteSize::Syntax(text.to_owned());
+        let trimmed = text.trim();
+        let is_of_number = |c: char| c.is_ascii_digit() || c == '.';
+        let unit_at = trimmed.find(|c| !is_of_number(c)).unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(unit_at);
         let unit = unit.trim_start().to_ascii_lowercase();
-        let factor = match unit.as_str() {
-            "" | "b" => 1.0,
+        let factor: u64 = match unit.as_str() {
+            "" | "b" => 1,
             unit => {
                 let (prefix, rest) = unit.split_at_checked(1).ok_or_else(invalid)?;
                 let power = PREFIXES.iter().position(|known| prefix.starts_with(*known));
-                let power = power.ok_or_else(invalid)? as i32 + 1;
+                let power = power.ok_or_else(invalid)? as u32 + 1;
                 match rest {
-                    "" | "i" | "ib" => 1024_f64.powi(power),
-                    "b" => 1000_f64.powi(power),
+                    "" | "i" | "ib" => 1024_u64.pow(power),
+                    "b" => 1000_u64.pow(power),
                     _ => return Err(invalid()),
                 }
             }
         };
-        let bytes = number * factor;
-        if bytes >= u64::MAX as f64 {
-            return Err(format!("{text:?} is more than can be counted"));
-        }
-        Ok(Self(bytes as u64))
+        let is_whole = !number.is_empty() && !number.contains('.');
+        let bytes = if is_whole {
+            number.parse().ok().and_then(|number: u64| number.checked_mul(factor))
+        } else {
+            let bytes = number.parse::<f64>().map_err(|_| invalid())? * factor as f64;
+            (bytes < u64::MAX as f64).then_some(bytes as u64)
+        };
+        bytes.map(Self).ok_or_else(|| InvalidByteSize::TooLarge(text.to_owned()))
     }
 }
 
@@ -87,7 +101,8 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_they_are_read() {
-        for text in ["0", "1", "1023", "1KiB", "1025", "20GiB", "1536MiB"] {
+        let most = u64::MAX.to_string();
+        for text in ["0", "1", "1023", "1KiB", "1025", "20GiB", "1536MiB", most.as_str()] {
             assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
         }
     }
