@@ -25,9 +25,10 @@ use cairn_tests::{
     measure::{
         command, drop_caches, measure_tree, median, medians_of, memory, peak_memory, time, walk,
     },
-    process::{bytes_read_by, eventually},
+    process::{LONG_PATIENCE, bytes_read_by, eventually},
     random::Random,
 };
+use rustix::process::Signal;
 
 /// How often each thing is done unless told.
 const RUNS: usize = 3;
@@ -53,7 +54,7 @@ const MANY: usize = 100_000;
 const NAMES: usize = 20_000;
 
 /// The places that the tree is read from, with the names to choose them by.
-const PLACES: [(Place, &str, &str); 7] = [
+const PLACES: [(Place, &str, &str); 9] = [
     (Place::Disk, "disk", "local file system"),
     (Place::Erofs, "erofs", "erofs"),
     (Place::Squashfs, "squashfs", "squashfs"),
@@ -61,6 +62,8 @@ const PLACES: [(Place, &str, &str); 7] = [
     (Place::Cairn, "cairn", "**cairn**, local store"),
     (Place::Passthrough, "passthrough", "**cairn**, passthrough"),
     (Place::Tcp, "tcp", "**cairn**, over TCP"),
+    (Place::Cold, "cold", "**cairn**, over TCP through an empty cache"),
+    (Place::Warm, "warm", "**cairn**, over TCP through a warm cache"),
 ];
 
 /// What is done, in this order.
@@ -93,6 +96,8 @@ enum Place {
     /// Like the one before, with the large file made whole.
     Passthrough,
     Tcp,
+    Cold,
+    Warm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,27 +171,45 @@ fn main() {
     command("cp", [OsStr::new("-a"), scene.store().as_os_str(), served.as_os_str()]);
     let daemon = Cairn::local(&served).serve("127.0.0.1:0");
 
+    let cached = daemon.client().with_cache(&scene.path("cache"));
+
     let mut results = Results::new();
     let mut own = Memory::default();
     for run in 0..runs {
-        // New mounts each time: what a server has in its own memory is not the kernel's to drop.
-        let mut local = scene.mount(&cairn, "local");
-        let tcp = scene.mount(&daemon.client(), "tcp");
-        let passthrough = pass_through(&scene, &cairn, &path);
         for &place in &places {
             eprintln!("run {} of {runs}: {place:?}", run + 1);
-            let top = match place {
-                Place::Disk => source.clone(),
-                Place::Cairn => local.at(&path),
-                Place::Passthrough => passthrough.at(&path),
-                Place::Tcp => tcp.at(&path),
-                image => scene.path(&format!("{image:?}")),
+            // A new mount each time: what a server has in its own memory is not the kernel's to
+            // drop. And alone: a second one of the same store would go through the first.
+            let mut mount = match place {
+                Place::Disk | Place::Erofs | Place::Squashfs | Place::Squashfuse => None,
+                Place::Cairn => Some(scene.mount(&cairn, "local")),
+                Place::Passthrough => Some(pass_through(&scene, &cairn, &path)),
+                Place::Tcp => Some(scene.mount(&daemon.client(), "tcp")),
+                Place::Cold | Place::Warm => Some(scene.mount(&cached, "cached")),
             };
-            measure(&top, run, |work, seconds| {
+            let top = match (&mount, place) {
+                (Some(mount), _) => mount.at(&path),
+                (None, Place::Disk) => source.clone(),
+                (None, image) => scene.path(&format!("{image:?}")),
+            };
+            if place == Place::Warm {
+                let warming = cached.start(["cache", "warm", &path]);
+                warming.finish_within(LONG_PATIENCE).succeeded();
+            }
+            let forget = || {
+                if place == Place::Cold {
+                    cached.run(["cache", "evict", "--all"]).succeeded();
+                }
+                drop_caches();
+            };
+            measure(&top, run, forget, |work, seconds| {
                 results.entry((work, place)).or_default().push(seconds);
             });
-            if place == Place::Cairn {
-                note_memory(&mut local, &mut own);
+            if let (Place::Cairn, Some(mount)) = (place, &mut mount) {
+                note_memory(mount, &mut own);
+            }
+            if let Some(mount) = mount {
+                mount.stop(Signal::TERM).succeeded();
             }
         }
     }
@@ -238,7 +261,8 @@ fn write_many(top: &Path, entries: usize) {
 /// Makes an image of the source, unless it is there, and mounts it, if the place is one.
 fn show_image(scene: &Scene, source: &Path, place: Place) -> Option<Mounted> {
     let (image, program, options): (_, _, &[&str]) = match place {
-        Place::Disk | Place::Cairn | Place::Passthrough | Place::Tcp => return None,
+        Place::Disk | Place::Cairn | Place::Passthrough => return None,
+        Place::Tcp | Place::Cold | Place::Warm => return None,
         Place::Erofs => (scene.path("erofs.image"), "mkfs.erofs", &["-zlz4"]),
         // The level that is the default takes minutes, and reads no slower.
         Place::Squashfs | Place::Squashfuse => {
@@ -269,8 +293,9 @@ fn show_image(scene: &Scene, source: &Path, place: Place) -> Option<Mounted> {
     Some(Mounted(mountpoint))
 }
 
-/// Does all that is measured with one place.
-fn measure(top: &Path, run: usize, mut add: impl FnMut(Work, f64)) {
+/// Does all that is measured with one place, with caches that are made to forget where that is part
+/// of it.
+fn measure(top: &Path, run: usize, forget: impl Fn(), mut add: impl FnMut(Work, f64)) {
     let (tree, large) = (top.join("tree"), top.join("large"));
     let mut random = Random::new(&format!("reads {run}"));
     let offsets: Vec<u64> = (0..RANDOM_READS)
@@ -281,7 +306,7 @@ fn measure(top: &Path, run: usize, mut add: impl FnMut(Work, f64)) {
         match work {
             Work::TarAgain | Work::SequentialAgain | Work::RandomAgain | Work::ListAgain => {}
             Work::Misses | Work::OldMisses(_) => {}
-            _ => drop_caches(),
+            _ => forget(),
         }
         let taken = match work {
             Work::Find => time(|| find(&tree)),
@@ -296,7 +321,7 @@ fn measure(top: &Path, run: usize, mut add: impl FnMut(Work, f64)) {
             Work::List | Work::ListAgain => time(|| list(&folder_of(top, MANY))),
             Work::Readers(readers) => {
                 let files: &Vec<PathBuf> = files.get_or_insert_with(|| files_of(&tree));
-                drop_caches();
+                forget();
                 time(|| read_all(files, readers))
             }
             Work::Sequential | Work::SequentialAgain => time(|| read_in_order(&large)),
