@@ -7,7 +7,10 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,7 +26,7 @@ use tokio::{
 use tonic::{
     Code, Request, Response, Status, Streaming,
     client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
@@ -67,6 +70,10 @@ pub const RETRIES: u32 = 3;
 /// The longest pause before the first of these calls; it doubles from one to the next.
 pub const BACK_OFF: Duration = Duration::from_millis(100);
 
+/// A peer that takes at least so long to answer the quickest of its calls is far: the line to it is
+/// what is waited for, and to have less come over it pays for what that costs the processors.
+const FAR: Duration = Duration::from_millis(1);
+
 /// The requests that a client has under way at once where it has to ask for each item alone.
 pub(crate) const FAN_OUT: usize = 32;
 
@@ -77,6 +84,34 @@ pub struct GrpcPeer {
     channel: Channel,
     url: Arc<str>,
     deadline: Duration,
+    quickest: Arc<Quickest>,
+}
+
+/// How long the quickest of the calls took, in nanoseconds.
+struct Quickest(AtomicU64);
+
+impl Quickest {
+    fn note(&self, taken: Duration) {
+        let taken = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_min(taken, Ordering::Relaxed);
+    }
+
+    /// `false` as long as there was none.
+    fn is_far(&self) -> bool {
+        let quickest = self.0.load(Ordering::Relaxed);
+        quickest != u64::MAX && Duration::from_nanos(quickest) >= FAR
+    }
+}
+
+/// Has what a peer answers compressed if it is far and can: for a generated client.
+#[macro_export]
+macro_rules! compressed {
+    ($peer:expr, $client:expr) => {
+        match $peer.compression() {
+            Some(encoding) => $client.accept_compressed(encoding),
+            None => $client,
+        }
+    };
 }
 
 /// A peer that can't be set up; whether it answers is not yet asked.
@@ -111,7 +146,8 @@ impl GrpcPeer {
         };
         let channel =
             channel.map_err(|source| PeerError { url: url.to_string(), source: source.into() })?;
-        Ok(Self { channel, url, deadline: DEADLINE })
+        let quickest = Arc::new(Quickest(AtomicU64::new(u64::MAX)));
+        Ok(Self { channel, url, deadline: DEADLINE, quickest })
     }
 
     /// The same peer with another [`DEADLINE`].
@@ -122,6 +158,12 @@ impl GrpcPeer {
     /// The connection, for a generated client.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// How a peer that is far is to compress what it answers, if it can. Nothing is known of one
+    /// that has not been called yet.
+    pub fn compression(&self) -> Option<CompressionEncoding> {
+        self.quickest.is_far().then_some(CompressionEncoding::Zstd)
     }
 
     /// The peer's URL, as it displays.
@@ -137,12 +179,18 @@ impl GrpcPeer {
     {
         let mut attempt = 0;
         loop {
+            let start = Instant::now();
             match self.within_deadline(call()).await {
                 Err(status) if is_transient(&status) && attempt < RETRIES => {
                     back_off(attempt).await;
                     attempt += 1;
                 }
-                answer => return answer.map(Response::into_inner),
+                answer => {
+                    if answer.is_ok() {
+                        self.quickest.note(start.elapsed());
+                    }
+                    return answer.map(Response::into_inner);
+                }
             }
         }
     }
@@ -400,3 +448,19 @@ impl fmt::Debug for GrpcPeer {
 
 #[cfg(test)]
 pub(crate) mod test_server;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_far_if_none_of_its_answers_was_quick() {
+        let quickest = Quickest(AtomicU64::new(u64::MAX));
+        assert!(!quickest.is_far(), "nothing is known yet");
+        quickest.note(5 * FAR);
+        assert!(quickest.is_far());
+        quickest.note(FAR / 2);
+        quickest.note(5 * FAR);
+        assert!(!quickest.is_far());
+    }
+}

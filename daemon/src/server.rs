@@ -20,6 +20,7 @@ use cairn_store::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
+    codec::CompressionEncoding,
     codegen::http,
     server::NamedService,
     service::{Routes, RoutesBuilder},
@@ -79,6 +80,8 @@ macro_rules! limited {
         $($server)::+::from_arc($service)
             .max_decoding_message_size($decoded_max)
             .max_encoding_message_size(MESSAGE_MAX)
+            // For clients that ask for it.
+            .send_compressed(CompressionEncoding::Zstd)
     };
 }
 

@@ -70,11 +70,13 @@ impl GrpcBlobService {
     }
 
     fn snix(&self) -> SnixClient<Channel> {
-        SnixClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
+        let client = SnixClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
+        crate::compressed!(self.peer, client)
     }
 
     fn cairn(&self) -> CairnClient<Channel> {
-        CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
+        let client = CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
+        crate::compressed!(self.peer, client)
     }
 
     /// What `cairn.v1` answers; `None` if the peer does not have it, which is remembered.

@@ -2,7 +2,7 @@
 //! of both families of names, its checks, and its end.
 
 use std::{
-    ffi::OsStr, net::TcpListener, os::fd::OwnedFd, process::Command, sync::Arc, time::Duration,
+    ffi::OsStr, fs, net::TcpListener, os::fd::OwnedFd, process::Command, sync::Arc, time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +16,9 @@ use cairn_proto::snix::{
 };
 use cairn_tests::{
     cairn::{Cairn, Daemon, Scene, binary},
+    compare::{Face, assert_same},
     process::Running,
+    proxy::{Line, Proxy},
     random::Random,
     trees,
 };
@@ -548,4 +550,21 @@ fn sockets_are_taken_from_systemd() {
     assert_eq!(Cairn::new(url).list(), Vec::<String>::new());
     daemon.signal(Signal::TERM);
     daemon.finish().succeeded();
+}
+
+#[test]
+fn what_comes_from_far_away_is_compressed() {
+    let scene = Scene::new();
+    let tree = scene.new_folder("tree");
+    for number in 0..50 {
+        fs::write(tree.join(number.to_string()), format!("line {number}\n").repeat(10_000))
+            .unwrap();
+    }
+    let path = scene.cairn().import(&tree);
+    let daemon = scene.serve_tcp();
+    let proxy = Proxy::before(daemon.url());
+    proxy.set(Line { delay: Duration::from_millis(5), ..Line::default() });
+    Cairn::new(proxy.url()).export(&path, &scene.path("exported")).succeeded();
+    assert_same(&tree, &scene.path("exported"), Face::Plain);
+    assert!(proxy.received() < 50 * 80_000 / 5, "{} bytes came", proxy.received());
 }
