@@ -110,6 +110,11 @@ impl Context {
         self.services.cache()
     }
 
+    /// Whether each directory that is asked for costs the way to a store that is far.
+    pub(crate) fn has_far_directories(&self) -> Result<bool, Failure> {
+        self.services.has_far_directories()
+    }
+
     /// Does something with the store and its cache, and lets go of both whatever comes of it.
     pub(crate) async fn with_cache(
         &self,

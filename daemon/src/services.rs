@@ -216,6 +216,13 @@ impl ServiceArgs {
         }
     }
 
+    /// Whether each directory that is asked for costs the way to a store that is far.
+    pub(crate) fn has_far_directories(&self) -> Result<bool, Failure> {
+        let Addresses { directories, cache, .. } = self.addresses()?;
+        let is_far = matches!(directories, Address::Grpc(_) | Address::ObjectStore(_));
+        Ok(is_far && !cache.is_some_and(|cache| cache.directories))
+    }
+
     /// The folder of the local store that blobs are in. `None` if they are elsewhere.
     pub(crate) fn blob_folder(&self) -> Result<Option<PathBuf>, Failure> {
         Ok(match self.addresses()?.blobs {

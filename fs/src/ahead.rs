@@ -39,6 +39,9 @@ const QUEUE_MAX: usize = 16;
 /// How many batches are fetched from a slow store at the same time.
 const FETCHES_MAX: usize = 8;
 
+/// How many bytes of files are fetched together ahead of one who reads directories in order, about.
+const COURSE_BYTES: u64 = 8 * 1024 * 1024;
+
 /// The part of a request's deadline that a batch may take. Whoever waits for one of its files, while
 /// another is stuck, then asks for it alone.
 const PATIENCE: u32 = 4;
@@ -240,7 +243,7 @@ impl Shared {
     fn extend(self: &Arc<Self>, way: Way, extension: Extension) {
         let shared = self.clone();
         self.waiter.runtime().spawn(async move {
-            let has_files = |directory: &Directory| !first_files(directory.entries()).is_empty();
+            let has_files = |directory: &Directory| !first_files(directory.entries(), 0).is_empty();
             let next = way.next(&shared.directories, extension.wanted(), has_files);
             let next = match timeout(shared.waiter.deadline() / PATIENCE, next).await {
                 Ok(Ok(next)) => next,
@@ -252,9 +255,11 @@ impl Shared {
             };
             let digests = next.iter().map(|(digest, _)| *digest).collect();
             let due = shared.courses.lock().extended(&extension, digests);
+            let bytes_max = COURSE_BYTES / due.len().max(1) as u64;
             let due = next.into_iter().filter(|(digest, _)| due.contains(digest));
-            let wanted =
-                due.map(|(digest, loaded)| (digest, first_files(loaded.directory.entries())));
+            let wanted = due.map(|(digest, loaded)| {
+                (digest, first_files(loaded.directory.entries(), bytes_max))
+            });
             let fetches = batches(wanted.collect()).into_iter().map(|(files, places)| {
                 let shared = shared.clone();
                 async move {

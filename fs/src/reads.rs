@@ -37,7 +37,11 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// How many parts the cache has, each with its lock.
 const CACHE_SHARDS: usize = 2;
 
-/// How many windows are read ahead at the same time.
+/// How many windows are read ahead of one who has read more than one of them: what comes over a
+/// line of 1 Gbit/s in 30 ms.
+const WINDOWS_AHEAD: u64 = 4;
+
+/// How many windows are read ahead at the same time, of all who read.
 const READ_AHEAD_MAX: usize = 8;
 
 /// Who asks for more than this at once is no one who reads here and there, in bytes: that much only
@@ -181,7 +185,11 @@ impl Reads {
             _ => here,
         };
         if in_order {
-            self.read_ahead(size, (*digest, here.1 + WINDOW_BYTES, WINDOW_BYTES), waiter);
+            let windows = if here.1 == 0 { 1 } else { WINDOWS_AHEAD };
+            for ahead in 1..=windows {
+                let start = here.1.saturating_add(ahead * WINDOW_BYTES);
+                self.read_ahead(size, (*digest, start, WINDOW_BYTES), waiter);
+            }
         }
         let bytes = match self.windows.get(&asked) {
             Some(bytes) => bytes,

@@ -104,31 +104,47 @@ impl CacheDirectoryService {
             found => return landing.land(found.map_err(Arc::new)),
         }
         if let Some(course) = (!alone).then(|| self.courses.begin(&digest)).flatten() {
-            return self.fetch_closure(course, landing).await;
+            if course.root == digest {
+                return self.fetch_closure(course, Some(landing)).await;
+            }
+            let service = self.clone();
+            depart(async move { service.fetch_closure(course, None).await });
+            if self.courses.wait_for(&digest).await
+                && let found @ (Ok(Some(_)) | Err(_)) = self.look_async(&digest).await
+            {
+                return landing.land(found.map_err(Arc::new));
+            }
         }
         let fetched = self.far.get(&digest).await;
         if let Ok(Some(directory)) = &fetched {
             self.keep(digest, directory);
-            self.courses.named(directory);
+            self.courses.named(&digest, directory);
         }
         landing.land(fetched.map_err(|error| Arc::new(self.error(error, &digest))));
     }
 
-    /// Fetches a directory and what lies below it, within bounds.
-    async fn fetch_closure(&self, course: courses::Course, landing: DirectoryLanding) {
-        let digest = *landing.key();
+    /// Fetches a directory, for whoever waits for it, and what lies below it, within bounds.
+    async fn fetch_closure(&self, course: courses::Course, landing: Option<DirectoryLanding>) {
+        let digest = course.root;
         let root = async {
             let mut closure = self.far.get_closure(&digest).await?;
             Ok((closure.try_next().await?.ok_or(DirectoryError::NotFound(digest))?, closure))
         };
         let (root, mut closure) = match root.await {
-            Ok(root) => root,
-            Err(DirectoryError::NotFound(_)) => return landing.land(Ok(None)),
-            Err(error) => return landing.land(Err(Arc::new(self.error(error, &digest)))),
+            Ok(begun) => begun,
+            Err(error) => {
+                let outcome = match error {
+                    DirectoryError::NotFound(_) => Ok(None),
+                    error => Err(Arc::new(self.error(error, &digest))),
+                };
+                return landing.into_iter().for_each(|landing| landing.land(outcome.clone()));
+            }
         };
         let mut bytes = self.keep(digest, &root);
         course.came(&digest, &root);
-        landing.land(Ok(Some(root)));
+        if let Some(landing) = landing {
+            landing.land(Ok(Some(root)));
+        }
         let mut count = 1;
         while count < AHEAD_DIRECTORIES && bytes < AHEAD_BYTES {
             self.near.room().await;
@@ -215,7 +231,7 @@ impl DirectoryService for CacheDirectoryService {
 
     async fn get_closure(&self, root: &Digest) -> Result<DirectoryStream, DirectoryError> {
         if let Some(directory) = self.look_async(root).await? {
-            self.courses.named(&directory);
+            self.courses.named(root, &directory);
             return Ok(walk(Arc::new(self.clone()), *root));
         }
         self.near.miss(1);

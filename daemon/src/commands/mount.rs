@@ -12,7 +12,6 @@ use std::{
 use cairn_fs::{
     file_system::{self, CairnFs},
     fuse::{self, Layer, Left, Mount, MountError, MountOptions},
-    space::SpaceSource,
 };
 use cairn_store::{PathInfo, Services};
 use clap::Args;
@@ -123,8 +122,7 @@ impl MountArgs {
                 let _warming = workload::warm(cache, profile);
                 // Removed when the mount has ended.
                 let (layer, temporary) = self.layer()?;
-                let mount =
-                    self.mount(services, context.space()?, layer, recording.as_ref()).await?;
+                let mount = self.mount(services, context, layer, recording.as_ref()).await?;
                 if context.in_background {
                     background::leave_session()?;
                 }
@@ -170,13 +168,14 @@ impl MountArgs {
     async fn mount(
         &self,
         services: &Services,
-        space: Option<Arc<dyn SpaceSource>>,
+        context: &Context,
         layer: Option<Layer>,
         recording: Option<&Recording>,
     ) -> Result<Mount, Failure> {
         let (blobs, passthrough) = self.profile.apply(services.blobs.clone()).await?;
-        let shown = file_system::Services { blobs, ..shown::services(services) };
-        let mut options = self.shown.options(space);
+        let shown = shown::services(services, context.has_far_directories()?);
+        let shown = file_system::Services { blobs, ..shown };
+        let mut options = self.shown.options(context.space()?);
         options.layered = layer.is_some();
         options.recorder = recording.map(Recording::recorder);
         options.xattrs &= layer.is_none();

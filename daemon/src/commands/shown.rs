@@ -3,12 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cairn_castore::{
+    DirectoryService, cache::Near, directory_service::cache::CacheDirectoryService,
+};
 use cairn_fs::{
     file_system::{DEADLINE, FileSystemOptions, Owner, Services},
     space::SpaceSource,
 };
 use cairn_store::roots::StoreRoots;
 use clap::Args;
+
+/// The memory that encoded directories of a store that is far may take, in bytes.
+const DIRECTORIES_NEAR: u64 = 24 * 1024 * 1024;
 
 /// What is shown of a store.
 #[derive(Debug, Args)]
@@ -56,11 +62,20 @@ impl ShownArgs {
     }
 }
 
-/// The services of a store as a file system takes them.
-pub(crate) fn services(store: &cairn_store::Services) -> Services {
+/// The services of a store as a file system takes them. Of one that is far, directories are kept in
+/// memory for a while: whoever goes down a tree then gets those below in one stream, instead of one
+/// for each time that the store is asked.
+pub(crate) fn services(store: &cairn_store::Services, has_far_directories: bool) -> Services {
+    let directories: Arc<dyn DirectoryService> = match has_far_directories {
+        true => {
+            let near = Near::memory(DIRECTORIES_NEAR);
+            Arc::new(CacheDirectoryService::new(near, store.directories.clone()))
+        }
+        false => store.directories.clone(),
+    };
     Services {
         blobs: store.blobs.clone(),
-        directories: store.directories.clone(),
+        directories,
         roots: Arc::new(StoreRoots::new(store.path_infos.clone())),
     }
 }

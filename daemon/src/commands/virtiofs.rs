@@ -93,7 +93,7 @@ impl VirtiofsArgs {
                     tracing::warn!(%failure, "listening");
                 }
                 let serving = Serving {
-                    services: shown::services(services),
+                    services: shown::services(services, context.has_far_directories()?),
                     options: self.shown.options(context.space()?),
                     virtiofs: self.virtiofs_options(),
                 };

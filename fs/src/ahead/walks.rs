@@ -200,16 +200,17 @@ impl Walk {
     }
 }
 
-/// The files with which a directory begins, and their sizes: the one that begins it, and its first
-/// batch.
-pub(crate) fn first_files(entries: &[(Name, Node)]) -> Vec<(Digest, u64)> {
+/// The files with which a directory begins, and their sizes: for one who reads one directory after
+/// the other, at most so many bytes of them, and no more than a batch has.
+pub(crate) fn first_files(entries: &[(Name, Node)], bytes_max: u64) -> Vec<(Digest, u64)> {
     let small = entries.iter().take(SCAN_ENTRIES).filter_map(|(_, node)| small_file(node));
+    let bytes_max = bytes_max.clamp(FIRST_BYTES, BATCH_BYTES);
     let mut bytes = 0;
     small
-        .take(FIRST_FILES + 1)
+        .take(BATCH_FILES)
         .take_while(|file| {
             bytes += file.size;
-            bytes <= FIRST_BYTES
+            bytes <= bytes_max
         })
         .map(|file| (file.digest, file.size))
         .collect()

@@ -1,5 +1,9 @@
 //! Who goes down a tree, and what is on its way to them: the streams of closures that are being
 //! fetched, and the directories that they will bring.
+//!
+//! Whoever asks for a directory whose parent was fetched alone is on the way down, and gets the closure
+//! of that directory. Whoever asks for a second one below the same parent is looking around there, and
+//! gets the closure of the parent, once.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -21,14 +25,16 @@ const NAMED_MAX: usize = 16 * 1024;
 
 /// How long somebody waits for a directory that is on its way with others, before asking for it
 /// alone.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The streams under way. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Courses {
     under_way: Arc<Mutex<Vec<Arc<State>>>>,
-    /// Who asks for one of these has asked for its parent before, and is on the way down.
-    named: Arc<Cache<Digest, ()>>,
+    /// Directories that were named by one that has come, with that one.
+    named: Arc<Cache<Digest, Digest>>,
+    /// Directories of which a child was asked for, and whether their closure was fetched since.
+    descents: Arc<Cache<Digest, bool>>,
     permits: Arc<Semaphore>,
 }
 
@@ -42,6 +48,8 @@ struct State {
 /// A closure that is being fetched.
 #[derive(Debug)]
 pub(super) struct Course {
+    /// The directory whose closure it is.
+    pub(super) root: Digest,
     state: Arc<State>,
     courses: Courses,
     _permit: OwnedSemaphorePermit,
@@ -52,6 +60,7 @@ impl Default for Courses {
         Self {
             under_way: Arc::default(),
             named: Arc::new(Cache::new(NAMED_MAX)),
+            descents: Arc::new(Cache::new(NAMED_MAX)),
             permits: Arc::new(Semaphore::new(COURSES_MAX)),
         }
     }
@@ -59,20 +68,31 @@ impl Default for Courses {
 
 impl Courses {
     /// A directory was fetched alone.
-    pub(super) fn named(&self, directory: &Directory) {
+    pub(super) fn named(&self, digest: &Digest, directory: &Directory) {
         for (child, _) in directory.children().take(NAMED_MAX) {
-            self.named.insert(child, ());
+            self.named.insert(child, *digest);
         }
     }
 
-    /// Begins to fetch the closure of a directory, if whoever asks for it is on the way down and not
-    /// too many are being fetched.
-    pub(super) fn begin(&self, root: &Digest) -> Option<Course> {
-        self.named.get(root)?;
+    /// Begins to fetch a closure for one who asks for a directory: the closure of that one or of its
+    /// parent, if whoever asks is on the way down and not too many are being fetched.
+    pub(super) fn begin(&self, asked: &Digest) -> Option<Course> {
+        let parent = self.named.get(asked)?;
         let permit = self.permits.clone().try_acquire_owned().ok()?;
         let state = Arc::new(State::default());
-        self.under_way.lock().push(state.clone());
-        Some(Course { state, courses: self.clone(), _permit: permit })
+        // While this is locked, so that of several who ask at once one begins.
+        let mut under_way = self.under_way.lock();
+        let root = match self.descents.get(&parent) {
+            Some(false) => parent,
+            None | Some(true) => *asked,
+        };
+        self.descents.insert(parent, root == parent);
+        if root == parent {
+            state.expected.lock().insert(*asked);
+        }
+        under_way.push(state.clone());
+        drop(under_way);
+        Some(Course { root, state, courses: self.clone(), _permit: permit })
     }
 
     /// Waits for a directory that is on its way with others; whether it may have come.
@@ -99,7 +119,7 @@ impl Course {
         expected.remove(digest);
         for (child, _) in directory.children() {
             // Those that come no more, since there are too many, are asked for in a stream again.
-            self.courses.named.insert(child, ());
+            self.courses.named.insert(child, *digest);
             if expected.len() < AHEAD_DIRECTORIES {
                 expected.insert(child);
             }
