@@ -121,9 +121,9 @@ impl Ahead {
     }
 }
 
-/// Whether this is a file of which others may be read ahead.
-pub(crate) fn is_small(inode: &Inode) -> bool {
-    matches!(inode, Inode::File { size, .. } if walks::is_small(*size))
+/// Whether this is a file that others may come behind.
+pub(crate) fn is_file(inode: &Inode) -> bool {
+    matches!(inode, Inode::File { size: 1.., .. })
 }
 
 /// Files with their sizes, and the directories that they are in.
@@ -148,8 +148,7 @@ fn batches(directories: Vec<(Digest, Vec<(Digest, u64)>)>) -> Vec<Files> {
 }
 
 impl CairnFs {
-    /// A small file is being read from its start: sees to those that come behind it in its
-    /// directory.
+    /// A file is being read from its start: sees to those that come behind it in its directory.
     pub(crate) fn read_ahead_of(&self, seen: Seen) {
         let ahead = &self.ahead;
         let (parent, index) = (seen.parent, seen.index as usize);
@@ -196,7 +195,9 @@ impl Shared {
                         match (self.taker(&batch, file), bytes) {
                             (Some(id), Some(bytes)) => self.store(id, file, &bytes),
                             // The kernel has it, if it has asked for it.
-                            _ if !batch.wants(file) => self.reads.release(&file.digest),
+                            _ if walks::is_small(file.size) && !batch.wants(file) => {
+                                self.reads.release(&file.digest);
+                            }
                             _ => {}
                         }
                     }
@@ -211,7 +212,7 @@ impl Shared {
             return self.fetch(batch, jobs);
         }
         // The first one is being asked for by now.
-        for file in batch.files.iter().skip(1) {
+        for file in batch.files.iter().skip(1).filter(|file| walks::is_small(file.size)) {
             let Some(id) = self.taker(&batch, file) else { continue };
             match self.reads.local(&file.digest) {
                 Some(Ok(bytes)) => self.store(id, file, &bytes),
@@ -227,7 +228,8 @@ impl Shared {
         let shared = self.clone();
         self.waiter.runtime().spawn(async move {
             let wanted: Vec<_> = batch.files.iter().map(|file| (file.digest, file.size)).collect();
-            let fetched = shared.reads.fetch_many(&wanted, |at| batch.wants(&batch.files[at]));
+            let is_wanted = |at: usize| batch.wants(&batch.files[at]);
+            let fetched = shared.reads.fetch_many(&wanted, is_wanted, &shared.waiter);
             match timeout(shared.waiter.deadline() / PATIENCE, fetched).await {
                 Ok(Ok(contents)) => {
                     let _ = jobs.try_send(Job::Store(batch, contents));
@@ -266,7 +268,7 @@ impl Shared {
                     let Ok(_permit) = shared.fetches.acquire().await else { return };
                     // A reader who is there by now sees to the directory itself.
                     let is_wanted = |at: usize| shared.courses.lock().expect(&places[at]);
-                    let fetched = shared.reads.fetch_many(&files, is_wanted);
+                    let fetched = shared.reads.fetch_many(&files, is_wanted, &shared.waiter);
                     match timeout(shared.waiter.deadline() / PATIENCE, fetched).await {
                         Ok(Ok(_)) => {}
                         Ok(Err(error)) => tracing::debug!(%error, "reading ahead failed"),
@@ -280,7 +282,7 @@ impl Shared {
 
     /// The inode of a file that the kernel is to have: one that it knows, and is not to ask for.
     fn taker(&self, batch: &Batch, file: &File) -> Option<NodeId> {
-        if file.is_marker || !batch.wants(file) {
+        if file.is_marker || !walks::is_small(file.size) || !batch.wants(file) {
             return None;
         }
         let File { digest, size, executable, place, .. } = *file;

@@ -498,7 +498,7 @@ impl FileSystem for CairnFs {
         let inode = self.inode(id)?;
         if offset == 0
             && self.options.recorder.is_none()
-            && ahead::is_small(&inode)
+            && ahead::is_file(&inode)
             && let Some(seen) = self.inodes.seen(id)
         {
             self.read_ahead_of(seen);

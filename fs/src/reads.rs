@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -34,6 +34,9 @@ const GROUP_BYTES: u64 = GROUP_LEN as u64;
 /// The memory that windows may take, in bytes.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
+/// The share of it for windows that are used again: most are used once, and have to stay until then.
+const REUSED_SHARE: f64 = 0.25;
+
 /// How many parts the cache has, each with its lock.
 const CACHE_SHARDS: usize = 2;
 
@@ -43,6 +46,9 @@ const WINDOWS_AHEAD: u64 = 4;
 
 /// How many windows are read ahead at the same time, of all who read.
 const READ_AHEAD_MAX: usize = 8;
+
+/// How many reads that are not waited for it takes to tell that none is.
+const SLOW_READS: u32 = 1024;
 
 /// Who asks for more than this at once is no one who reads here and there, in bytes: that much only
 /// the kernel asks for, when it has found an order.
@@ -75,8 +81,8 @@ pub(crate) struct Reads {
     blobs: Arc<dyn BlobService>,
     windows: Arc<Cache<Window, Bytes, ByLength>>,
     ahead: Mutex<JoinSet<()>>,
-    /// Whether the last read had to be waited for.
-    slow: AtomicBool,
+    /// How many reads more are taken to have to be waited for, since one had to be not long ago.
+    slow: AtomicU32,
 }
 
 impl Reads {
@@ -85,11 +91,12 @@ impl Reads {
             .shards(CACHE_SHARDS)
             .weight_capacity(CACHE_BYTES)
             .estimated_items_capacity(1024)
+            .hot_allocation(REUSED_SHARE)
             .build()
             .expect("all that is needed is given");
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         let windows = Arc::new(Cache::with_options(options, ByLength, hasher, lifecycle));
-        Self { blobs, windows, ahead: Mutex::default(), slow: AtomicBool::new(false) }
+        Self { blobs, windows, ahead: Mutex::default(), slow: AtomicU32::new(0) }
     }
 
     /// Bytes of a blob from `range.offset`, which is before its end: at least one and at most
@@ -102,7 +109,7 @@ impl Reads {
         waiter: &Waiter,
     ) -> Result<Bytes, FsError> {
         let local = self.blobs.read_local(digest, range);
-        self.slow.store(local.is_none(), Ordering::Relaxed);
+        self.note_speed(local.is_none());
         let mut piece = match local {
             Some(piece) => piece?,
             None => self.in_window(digest, size, range, waiter)?,
@@ -114,9 +121,18 @@ impl Reads {
         Ok(piece)
     }
 
-    /// Whether reads have to be waited for.
+    /// Whether reads have to be waited for. Where some of it is near, what was read ahead of need is,
+    /// so that one that is quick says little.
     pub(crate) fn are_slow(&self) -> bool {
-        self.slow.load(Ordering::Relaxed)
+        self.slow.load(Ordering::Relaxed) > 0
+    }
+
+    fn note_speed(&self, is_slow: bool) {
+        let slow = self.slow.load(Ordering::Relaxed);
+        let now = if is_slow { SLOW_READS } else { slow.saturating_sub(1) };
+        if now != slow {
+            self.slow.store(now, Ordering::Relaxed);
+        }
     }
 
     /// A small blob, if it is at hand.
@@ -124,17 +140,23 @@ impl Reads {
         self.blobs.read_local(digest, ByteRange::ALL)
     }
 
-    /// Fetches small blobs of these sizes together, for all who wait for one of them. `None` for
-    /// what is on its way, or can't be had: whoever needs it asks for it. Those that `is_wanted`
-    /// no more by their number, now that it comes to it, are left out.
+    /// Fetches small blobs of these sizes together, for all who wait for one of them, and begins to
+    /// fetch the first window of larger ones. `None` for what is on its way, or can't be had: whoever
+    /// needs it asks for it. Those that `is_wanted` no more by their number, now that it comes to it,
+    /// are left out.
     pub(crate) async fn fetch_many(
         &self,
         wanted: &[(Digest, u64)],
         is_wanted: impl Fn(usize) -> bool,
+        waiter: &Waiter,
     ) -> Result<Vec<Option<Bytes>>, BlobError> {
         let mut contents = vec![None; wanted.len()];
         let (mut digests, mut places) = (Vec::new(), Vec::new());
-        for (at, (digest, _)) in wanted.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
+        for (at, (digest, size)) in wanted.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
+            if *size > SMALL_BLOB_MAX as u64 {
+                self.read_ahead(*size, window(digest, 0), waiter);
+                continue;
+            }
             match self.windows.get_value_or_guard(&window(digest, 0), Some(Duration::ZERO)) {
                 GuardResult::Value(bytes) => contents[at] = Some(bytes),
                 GuardResult::Guard(guard) => {

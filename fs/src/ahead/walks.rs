@@ -24,6 +24,10 @@ const BATCH_FILES: usize = 256;
 /// How many bytes the files of a batch have together at most.
 pub(crate) const BATCH_BYTES: u64 = 1024 * 1024;
 
+/// What a file that is not small counts for, of which a window is fetched: so that some of them are
+/// on their way at a time.
+const LARGE_WEIGHT: u64 = 256 * 1024;
+
 /// How many bytes those of a first batch have at most.
 const FIRST_BYTES: u64 = 256 * 1024;
 
@@ -54,7 +58,7 @@ pub(crate) struct Batch {
     reader: Arc<AtomicUsize>,
 }
 
-/// A small file that is not empty.
+/// A file that is not empty. Of one that is not small, only the beginning is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) digest: Digest,
@@ -134,7 +138,7 @@ impl Walks {
     ) -> Step {
         let left_out = |from: usize| {
             let between = entries.get(from..index).unwrap_or(&[]);
-            between.iter().filter(|(_, node)| small_file(node).is_some()).count()
+            between.iter().filter(|(_, node)| file_of(node).is_some()).count()
         };
         if self.walk(directory).is_none() {
             let mut walk = Walk::new(index);
@@ -182,8 +186,8 @@ impl Walk {
         self.end = scanned;
         let (mut files, mut bytes) = (Vec::new(), 0);
         for (at, (_, node)) in entries.iter().enumerate().take(scanned).skip(from) {
-            let Some(file) = small_file(node) else { continue };
-            bytes += file.size;
+            let Some(file) = file_of(node) else { continue };
+            bytes += weight(file.size);
             if files.len() == self.files || bytes > bytes_max {
                 self.end = at;
                 break;
@@ -203,28 +207,33 @@ impl Walk {
 /// The files with which a directory begins, and their sizes: for one who reads one directory after
 /// the other, at most so many bytes of them, and no more than a batch has.
 pub(crate) fn first_files(entries: &[(Name, Node)], bytes_max: u64) -> Vec<(Digest, u64)> {
-    let small = entries.iter().take(SCAN_ENTRIES).filter_map(|(_, node)| small_file(node));
+    let files = entries.iter().take(SCAN_ENTRIES).filter_map(|(_, node)| file_of(node));
     let bytes_max = bytes_max.clamp(FIRST_BYTES, BATCH_BYTES);
     let mut bytes = 0;
-    small
+    files
         .take(BATCH_FILES)
         .take_while(|file| {
-            bytes += file.size;
+            bytes += weight(file.size);
             bytes <= bytes_max
         })
         .map(|file| (file.digest, file.size))
         .collect()
 }
 
-/// Whether a file of this size is read ahead.
+/// Whether all of a file of this size is read ahead.
 pub(crate) fn is_small(size: u64) -> bool {
-    (1..=SMALL_BLOB_MAX as u64).contains(&size)
+    size <= SMALL_BLOB_MAX as u64
+}
+
+/// What a file counts for in a batch, in bytes.
+fn weight(size: u64) -> u64 {
+    size.min(LARGE_WEIGHT)
 }
 
 /// The file of an entry, if it is one that is read ahead.
-fn small_file(node: &Node) -> Option<File> {
+fn file_of(node: &Node) -> Option<File> {
     match *node {
-        Node::File { digest, size, executable } if is_small(size) => {
+        Node::File { digest, size, executable } if size > 0 => {
             Some(File { digest, size, executable, is_marker: false, index: 0, place: None })
         }
         _ => None,
@@ -265,7 +274,7 @@ mod tests {
     #[test]
     fn the_first_file_brings_a_small_directory() {
         let entries = files([0, 10, 10, 0, 1 << 30, 10]);
-        assert_eq!(Walks::default().read(1, &entries), (vec![2, 5], None));
+        assert_eq!(Walks::default().read(1, &entries), (vec![2], Some(2)));
     }
 
     #[test]
