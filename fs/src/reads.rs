@@ -45,7 +45,7 @@ const CACHE_SHARDS: usize = 2;
 const WINDOWS_AHEAD: u64 = 4;
 
 /// How many windows are read ahead at the same time, of all who read.
-const READ_AHEAD_MAX: usize = 8;
+const READ_AHEAD_MAX: usize = 16;
 
 /// How many reads that are not waited for it takes to tell that none is.
 const SLOW_READS: u32 = 1024;

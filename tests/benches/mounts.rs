@@ -12,7 +12,7 @@ use std::{
     env,
     ffi::OsStr,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     thread,
@@ -23,7 +23,8 @@ use cairn_tests::{
     cairn::{Cairn, Mount, Scene, binary},
     linux,
     measure::{
-        command, drop_caches, measure_tree, median, medians_of, memory, peak_memory, time, walk,
+        command, drop_caches, find, measure_tree, median, medians_of, memory, peak_memory,
+        read_in_order, tar, time, walk, write_large,
     },
     process::{LONG_PATIENCE, bytes_read_by, eventually},
     random::Random,
@@ -159,7 +160,7 @@ fn main() {
     let scene = Scene::new();
     let source = scene.new_folder("source");
     command("cp", [OsStr::new("-a"), tree.as_os_str(), source.join("tree").as_os_str()]);
-    write_large(&source.join("large"));
+    write_large(&source.join("large"), LARGE_BYTES);
     write_many(&source, FEW);
     write_many(&source, MANY);
     let _images: Vec<_> =
@@ -230,19 +231,10 @@ fn pass_through(scene: &Scene, cairn: &Cairn, path: &str) -> Mount {
     eventually("the kernel reads the large file", || {
         drop_caches();
         let before = bytes_read_by(mount.process().pid());
-        read_in_order(&mount.at(path).join("large"));
+        read_in_order(&File::open(mount.at(path).join("large")).unwrap());
         bytes_read_by(mount.process().pid()) - before < LARGE_BYTES / 2
     });
     mount
-}
-
-/// A file that can't be compressed.
-fn write_large(path: &Path) {
-    let mut random = Random::new("a large file");
-    let mut file = File::create(path).unwrap();
-    for _ in 0..LARGE_BYTES / (8 << 20) {
-        file.write_all(&random.bytes(8 << 20)).unwrap();
-    }
 }
 
 /// The folder of so many entries.
@@ -324,22 +316,13 @@ fn measure(top: &Path, run: usize, forget: impl Fn(), mut add: impl FnMut(Work, 
                 forget();
                 time(|| read_all(files, readers))
             }
-            Work::Sequential | Work::SequentialAgain => time(|| read_in_order(&large)),
+            Work::Sequential | Work::SequentialAgain => {
+                time(|| read_in_order(&File::open(&large).unwrap()))
+            }
             Work::Random | Work::RandomAgain => time(|| read_at(&large, &offsets)),
         };
         add(work, taken.as_secs_f64());
     }
-}
-
-/// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
-/// `/dev/null` itself.
-fn tar(folder: &Path) {
-    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
-    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
-}
-
-fn find(folder: &Path) {
-    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
 }
 
 /// As a compiler does that looks for a header in one folder after the other: each name is asked
@@ -374,15 +357,11 @@ fn files_of(tree: &Path) -> Vec<PathBuf> {
 fn read_all(files: &[PathBuf], readers: usize) {
     thread::scope(|scope| {
         for part in files.chunks(files.len().div_ceil(readers)) {
-            scope.spawn(move || part.iter().for_each(|file| read_in_order(file)));
+            scope.spawn(move || {
+                part.iter().for_each(|file| read_in_order(&File::open(file).unwrap()))
+            });
         }
     });
-}
-
-fn read_in_order(file: &Path) {
-    let mut buffer = vec![0; 128 * 1024];
-    let mut file = File::open(file).unwrap();
-    while file.read(&mut buffer).unwrap() > 0 {}
 }
 
 fn read_at(file: &Path, offsets: &[u64]) {

@@ -13,7 +13,7 @@ use std::{
     env,
     ffi::OsStr,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -24,10 +24,12 @@ use std::{
 use cairn_tests::{
     cairn::{Cairn, Mount, Scene, binary},
     linux,
-    measure::{command, drop_caches, measure_tree, median, medians_of, time},
+    measure::{
+        command, drop_caches, find, measure_tree, median, medians_of, read_in_order, tar, time,
+        write_large,
+    },
     process::{LONG_PATIENCE, Running},
     proxy::{Line, Proxy},
-    random::Random,
     trees::base_name,
 };
 use rustix::process::Signal;
@@ -137,7 +139,7 @@ impl Bench {
     fn new(tree: PathBuf) -> Self {
         let scene = Scene::new();
         let large = scene.path("large");
-        write_large(&large);
+        write_large(&large, LARGE_BYTES);
         let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let mut sysroot = Command::new(rustc);
         let toolchain = Running::start(sysroot.args(["--print", "sysroot"])).finish().succeeded();
@@ -236,30 +238,6 @@ impl Bench {
         work(&mount);
         mount.stop(Signal::TERM).succeeded();
     }
-}
-
-fn write_large(path: &Path) {
-    let mut random = Random::new("a large file");
-    let mut file = File::create(path).unwrap();
-    for _ in 0..LARGE_BYTES / (8 << 20) {
-        file.write_all(&random.bytes(8 << 20)).unwrap();
-    }
-}
-
-/// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
-/// `/dev/null` itself.
-fn tar(folder: &Path) {
-    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
-    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
-}
-
-fn find(folder: &Path) {
-    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
-}
-
-fn read_in_order(mut file: &File) {
-    let mut buffer = vec![0; 128 * 1024];
-    while file.read(&mut buffer).unwrap() > 0 {}
 }
 
 fn compile(scene: &Scene, toolchain: &Path) {

@@ -20,7 +20,8 @@ use cairn_tests::{
     cairn::{Cairn, Scene, binary},
     linux,
     measure::{
-        allocated, command, drop_caches, measure_tree, median, medians_of, peak_memory, time,
+        allocated, command, drop_caches, find, measure_tree, median, medians_of, peak_memory, tar,
+        time,
     },
     usage,
 };
@@ -228,17 +229,6 @@ fn reading(scene: &Scene, tree: &Path, runs: usize, results: &mut Results) -> u6
         results.mount_memory = results.mount_memory.max(peak_memory(local.process()));
     }
     stored
-}
-
-/// Reads every byte. Written through a pipe, since `tar` reads nothing when it writes to
-/// `/dev/null` itself.
-fn tar(folder: &Path) {
-    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
-    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
-}
-
-fn find(folder: &Path) {
-    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
 }
 
 fn print(tree: &Path, size: (u64, u64), runs: usize, results: &Results, stored: u64) {

@@ -3,14 +3,15 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
+    io::{Read as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::process::Running;
+use crate::{process::Running, random::Random};
 
 /// How long something takes.
 pub fn time(work: impl FnOnce()) -> Duration {
@@ -40,6 +41,33 @@ pub fn command<A: AsRef<OsStr>>(program: &str, words: impl IntoIterator<Item = A
     command.args(words).env_remove("NIX_REMOTE").stdin(Stdio::null()).stdout(Stdio::null());
     let status = command.status().unwrap();
     assert!(status.success(), "{program}: {status}");
+}
+
+/// Reads every byte of a tree. Written through a pipe, since `tar` reads nothing when it writes to
+/// `/dev/null` itself.
+pub fn tar(folder: &Path) {
+    let script = "set -o pipefail; tar -C \"$0\" -cf - . | cat > /dev/null";
+    command("bash", [OsStr::new("-c"), OsStr::new(script), folder.as_os_str()]);
+}
+
+/// Looks at every name of a tree.
+pub fn find(folder: &Path) {
+    command("find", [folder.as_os_str(), OsStr::new("-printf"), OsStr::new("%s ")]);
+}
+
+/// Writes a file that can't be compressed, of so many bytes: a multiple of 8 MiB.
+pub fn write_large(path: &Path, bytes: u64) {
+    let mut random = Random::new("a large file");
+    let mut file = File::create(path).unwrap();
+    for _ in 0..bytes / (8 << 20) {
+        file.write_all(&random.bytes(8 << 20)).unwrap();
+    }
+}
+
+/// Reads what is left of a file.
+pub fn read_in_order(mut file: &File) {
+    let mut buffer = vec![0; 128 * 1024];
+    while file.read(&mut buffer).unwrap() > 0 {}
 }
 
 /// Makes the kernel forget what it has read. Needs root.

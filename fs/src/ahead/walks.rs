@@ -26,7 +26,7 @@ pub(crate) const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// What a file that is not small counts for, of which a window is fetched: so that some of them are
 /// on their way at a time.
-const LARGE_WEIGHT: u64 = 256 * 1024;
+const LARGE_WEIGHT: u64 = 128 * 1024;
 
 /// How many bytes those of a first batch have at most.
 const FIRST_BYTES: u64 = 256 * 1024;
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn the_first_file_brings_a_small_directory() {
         let entries = files([0, 10, 10, 0, 1 << 30, 10]);
-        assert_eq!(Walks::default().read(1, &entries), (vec![2], Some(2)));
+        assert_eq!(Walks::default().read(1, &entries), (vec![2, 4, 5], None));
     }
 
     #[test]

@@ -208,7 +208,21 @@ fn what_is_damaged_in_a_bucket_is_named_and_never_read() {
     assert_same(&tree, &scene.path("after"), Face::Plain);
 }
 
-/// Reads the trees through a mount again and again until it is told to stop; how often it did. Each
+/// Has two readers of a tree at work while something is done.
+fn while_read(tree: &Path, shown: &Path, work: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..2).map(|_| scope.spawn(|| read_under_load(tree, shown, &stop))).collect();
+        work();
+        stop.store(true, Ordering::SeqCst);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
+}
+
+/// Reads a tree through a mount again and again until it is told to stop; how often it did. Each
 /// time it has to be what was imported.
 fn read_under_load(tree: &Path, shown: &Path, stop: &AtomicBool) -> usize {
     let mut rounds = 0;
@@ -266,17 +280,10 @@ fn servers_without_state_are_one_store_and_one_that_is_killed_is_not_missed() {
 
     servers.balanced.set(Line { delay: Duration::from_millis(2), ..Line::default() });
     let mount = scene.mount(&servers.client(), "mnt");
-    let (stop, shown) = (AtomicBool::new(false), mount.at(&path));
-    thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| read_under_load(&tree, &shown, &stop))).collect();
+    while_read(&tree, &mount.at(&path), || {
         thread::sleep(Duration::from_millis(1500));
         servers.kill(0);
         thread::sleep(Duration::from_millis(1500));
-        stop.store(true, Ordering::SeqCst);
-        for reader in readers {
-            assert!(reader.join().unwrap() > 0);
-        }
     });
     // Writes find the other one too.
     let written = trees::small(scene.folder(), "written");
@@ -298,19 +305,12 @@ fn a_node_of_a_cluster_that_is_killed_is_not_missed() {
     let mut servers = Servers::start(&cairns);
     let path = servers.client().import(&tree);
     let mount = scene.mount(&servers.client(), "mnt");
-    let (stop, shown) = (AtomicBool::new(false), mount.at(&path));
-    thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| read_under_load(&tree, &shown, &stop))).collect();
+    while_read(&tree, &mount.at(&path), || {
         thread::sleep(Duration::from_secs(2));
         garage.kill(0);
         thread::sleep(Duration::from_secs(3));
         servers.kill(0);
         thread::sleep(Duration::from_secs(2));
-        stop.store(true, Ordering::SeqCst);
-        for reader in readers {
-            assert!(reader.join().unwrap() > 0);
-        }
     });
     let written = trees::small(scene.folder(), "written");
     let written_path = servers.client().import(&written);
