@@ -72,7 +72,7 @@ pub const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// A peer that takes at least so long to answer the quickest of its calls is far: the line to it is
 /// what is waited for, and to have less come over it pays for what that costs the processors.
-const FAR: Duration = Duration::from_millis(1);
+const FAR: Duration = Duration::from_millis(2);
 
 /// The requests that a client has under way at once where it has to ask for each item alone.
 pub(crate) const FAN_OUT: usize = 32;
