@@ -131,10 +131,7 @@ impl Context {
         &self,
         work: impl AsyncFnOnce(&Services) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let opened = OpenServices::open(&self.services).await?;
-        let result = work(&opened.services).await;
-        opened.close().await;
-        result
+        self.with_cache(async |services, _| work(services).await).await
     }
 }
 

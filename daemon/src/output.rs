@@ -40,6 +40,17 @@ impl Output {
         self.bytes(b"\n").await
     }
 
+    /// Writes a line at once, that something is there now. It is there also if nobody reads the line.
+    pub(crate) async fn announce(&mut self, line: String) {
+        let announced = match self.line(&line).await {
+            Ok(()) => self.flush().await,
+            failed => failed,
+        };
+        if let Err(failure) = announced {
+            tracing::warn!(%failure, "{line}");
+        }
+    }
+
     /// Writes a value as one line of JSON.
     pub(crate) async fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text =

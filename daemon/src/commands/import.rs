@@ -119,6 +119,21 @@ pub(super) struct Imports<'a> {
 }
 
 impl Imports<'_> {
+    /// Imports, and prints the store path of each path once it is durable.
+    pub(super) async fn run_and_print(
+        &self,
+        services: &Services,
+        context: &Context,
+        signals: &mut EndSignals,
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        let print = async |info: PathInfo| {
+            output.line(info.store_path.to_absolute()).await?;
+            output.flush().await
+        };
+        self.run(services, context, signals, print).await
+    }
+
     /// Imports all paths, and shows how far that is where someone watches. `done` gets what was
     /// imported in the order of the paths. A path that fails does not keep the others from being
     /// imported; a signal does, and so does a failure of `done`.

@@ -6,7 +6,6 @@ use cairn_fs::{
     file_system::{CairnFs, FileSystemOptions, Services},
     virtiofs::{self, Ended, QUEUES_MAX, Session, VirtiofsOptions},
 };
-use cairn_store::PathInfo;
 use clap::Args;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -79,19 +78,8 @@ impl VirtiofsArgs {
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
                 let imports =
                     Imports { paths: &self.import, name: None, stat_cache: self.stat_cache };
-                let print = async |info: PathInfo| {
-                    output.line(info.store_path.to_absolute()).await?;
-                    output.flush().await
-                };
-                imports.run(services, context, &mut signals, print).await?;
-                let line = format!("listening on {}", self.socket.display());
-                let announced = match output.line(line).await {
-                    Ok(()) => output.flush().await,
-                    failed => failed,
-                };
-                if let Err(failure) = announced {
-                    tracing::warn!(%failure, "listening");
-                }
+                imports.run_and_print(services, context, &mut signals, &mut output).await?;
+                output.announce(format!("listening on {}", self.socket.display())).await;
                 let serving = Serving {
                     services: shown::services(services, context.has_far_directories()?),
                     options: self.shown.options(context.space()?),
