@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use quick_cache::{Weighter, sync::Cache};
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
 
 use crate::{
     BoxError,
@@ -30,6 +33,10 @@ const RECORD_BYTES: u64 = 128;
 
 /// What a record in memory is expected to take.
 const MEMORY_RECORD: u64 = 16 * 1024;
+
+/// The share of the memory for records that are used again: what is fetched ahead of need has to stay
+/// until then, and much is used once.
+const REUSED_SHARE: f64 = 0.25;
 
 /// The near side of a cache: records that can be had again, within a budget of bytes. Whatever
 /// fails here is no more than a record that is not there. Clones share it.
@@ -86,8 +93,14 @@ pub struct NotNear {
 impl Near {
     /// A near side in the memory of this process, for at most so many bytes.
     pub fn memory(budget: u64) -> Self {
-        let records = (budget / MEMORY_RECORD).max(1) as usize;
-        Self::new(Kept::Memory(Cache::with_weighter(records, budget, RecordWeight)))
+        let options = OptionsBuilder::new()
+            .weight_capacity(budget)
+            .estimated_items_capacity((budget / MEMORY_RECORD).max(1) as usize)
+            .hot_allocation(REUSED_SHARE)
+            .build()
+            .expect("all that is needed is given");
+        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Self::new(Kept::Memory(Cache::with_options(options, RecordWeight, hasher, lifecycle)))
     }
 
     /// A near side on the disk of this machine.
@@ -271,5 +284,36 @@ impl fmt::Display for Near {
 impl fmt::Debug for Near {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Near({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Digest;
+
+    #[test]
+    fn what_comes_ahead_of_need_stays_in_memory_beside_what_is_used_again() {
+        const BUDGET: u64 = 24 << 20;
+        let near = Near::memory(BUDGET);
+        let record = |number: u32| {
+            let key = Digest::of(&number.to_le_bytes()).into();
+            Record { kind: Kind::Directory, key, value: vec![0; 1000].into() }
+        };
+        let is_there = |number: &u32| {
+            let Record { kind, key, .. } = record(*number);
+            near.get(kind, &key).is_some()
+        };
+        // Much more than there is room for, all of it used.
+        for number in 0..60_000 {
+            near.keep(vec![record(number)]);
+            assert!(is_there(&number));
+            is_there(&number);
+        }
+        let ahead = 100_000..110_000;
+        ahead.clone().for_each(|number| near.keep(vec![record(number)]));
+        let there = ahead.clone().filter(is_there).count();
+        assert!(there > ahead.len() * 9 / 10, "{there} of {}", ahead.len());
+        assert!(near.stats().unwrap().usage.bytes <= BUDGET);
     }
 }

@@ -310,11 +310,10 @@ impl ObjectBase {
                 // Whoever refuses an object that is there may do so while it is being sent, and hang
                 // up. What the request did otherwise is not known either.
                 Err(error) if ObjectFault::of(&error) == ObjectFault::Unavailable => {
-                    if self.objects.head(&location).await.is_ok() {
-                        return Ok(());
-                    }
-                    if attempts.next().is_none() {
-                        return Err(error);
+                    match self.objects.head(&location).await {
+                        Ok(_) => return Ok(()),
+                        Err(Error::NotFound { .. }) if attempts.next().is_some() => {}
+                        Err(_) => return Err(error),
                     }
                 }
                 Err(error) => return Err(error),

@@ -174,7 +174,7 @@ impl ServiceArgs {
             }
             (Some((near, size)), None) => Some(CacheOf {
                 near,
-                size,
+                size: size.or(self.cache_size),
                 blobs: blob_cache.is_some(),
                 directories: directory_cache.is_some(),
                 path_infos: path_info_cache.is_some(),

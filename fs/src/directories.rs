@@ -215,7 +215,10 @@ mod tests {
         assert!(again.counts().0 > 10_000);
         directories.tidy(false);
         assert_eq!([a, b, c].map(held), [true, false, false]);
+        directories.fetch(&Digest::EMPTY).await.unwrap();
+        assert!(directories.held(&Digest::EMPTY).is_some());
         directories.tidy(true);
         assert!(directories.large.lock().is_empty());
+        assert!(directories.held(&Digest::EMPTY).is_none());
     }
 }

@@ -292,3 +292,64 @@ impl fmt::Debug for Reads {
         f.debug_struct("Reads").field("blobs", &self.blobs).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cairn_castore::blob_service::memory::MemoryBlobService;
+
+    use super::*;
+
+    fn reads(blobs: MemoryBlobService) -> Reads {
+        Reads::new(Arc::new(blobs))
+    }
+
+    #[test]
+    fn what_was_read_ahead_stays_beside_what_is_used_again() {
+        let reads = reads(MemoryBlobService::new());
+        let digest = Digest::of(b"large");
+        let bytes = Bytes::from(vec![0; WINDOW_BYTES as usize]);
+        let at = |number: u64| window(&digest, number * WINDOW_BYTES);
+        // More than there is room for, all of it used again.
+        for number in 0..100 {
+            reads.windows.insert(at(number), bytes.clone());
+            (0..3).for_each(|_| drop(reads.windows.get(&at(number))));
+        }
+        let ahead = 1000..1000 + READ_AHEAD_MAX as u64 / 2;
+        ahead.clone().for_each(|number| reads.windows.insert(at(number), bytes.clone()));
+        let there = ahead.clone().filter(|number| reads.windows.contains_key(&at(*number)));
+        assert_eq!(there.count(), ahead.count());
+    }
+
+    #[test]
+    fn one_quick_read_does_not_make_a_slow_store_a_quick_one() {
+        let reads = reads(MemoryBlobService::new());
+        assert!(!reads.are_slow());
+        reads.note_speed(true);
+        for _ in 1..SLOW_READS {
+            reads.note_speed(false);
+            assert!(reads.are_slow());
+        }
+        reads.note_speed(false);
+        assert!(!reads.are_slow());
+        reads.note_speed(false);
+        assert!(!reads.are_slow());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn small_files_are_fetched_together_and_larger_ones_begun() {
+        let blobs = MemoryBlobService::new();
+        let large = vec![7; 3 * WINDOW_BYTES as usize];
+        let small = blobs.put_bytes(Bytes::from_static(b"small")).await.unwrap();
+        let large = (blobs.put_bytes(large.clone().into()).await.unwrap(), large.len() as u64);
+        let waiter = Waiter::new(tokio::runtime::Handle::current(), Duration::from_secs(10));
+        let reads = reads(blobs);
+        let wanted = [(small, 5), large, (small, 5)];
+        let contents = reads.fetch_many(&wanted, |at| at < 2, &waiter).await.unwrap();
+        assert_eq!(contents, [Some(Bytes::from_static(b"small")), None, None]);
+        while reads.ahead.lock().try_join_next().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(reads.windows.contains_key(&window(&large.0, 0)));
+        assert!(!reads.windows.contains_key(&window(&large.0, WINDOW_BYTES)));
+    }
+}

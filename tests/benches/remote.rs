@@ -22,7 +22,7 @@ use std::{
 };
 
 use cairn_tests::{
-    cairn::{Cairn, Mount, Scene, binary},
+    cairn::{Cairn, Daemon, Mount, Scene, binary},
     linux,
     measure::{
         command, drop_caches, find, measure_tree, median, medians_of, read_in_order, tar, time,
@@ -131,7 +131,7 @@ struct Bench {
     /// What a compiler touches of the toolchain.
     profile: PathBuf,
     /// Serves a copy of the store: a mount of one that a daemon has open would go through it.
-    _daemon: cairn_tests::cairn::Daemon,
+    _daemon: Daemon,
     mounts: Cell<u32>,
 }
 

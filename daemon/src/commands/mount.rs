@@ -13,7 +13,7 @@ use cairn_fs::{
     file_system::{self, CairnFs},
     fuse::{self, Layer, Left, Mount, MountError, MountOptions},
 };
-use cairn_store::{PathInfo, Services};
+use cairn_store::Services;
 use clap::Args;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -113,11 +113,7 @@ impl MountArgs {
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
                 let imports =
                     Imports { paths: &self.import, name: None, stat_cache: self.stat_cache };
-                let print = async |info: PathInfo| {
-                    output.line(info.store_path.to_absolute()).await?;
-                    output.flush().await
-                };
-                imports.run(services, context, &mut signals, print).await?;
+                imports.run_and_print(services, context, &mut signals, &mut output).await?;
                 // Ends with the mount.
                 let _warming = workload::warm(cache, profile);
                 // Removed when the mount has ended.
@@ -127,19 +123,16 @@ impl MountArgs {
                     background::leave_session()?;
                 }
                 let line = format!("{MOUNTED}{}", self.mountpoint.display());
-                let announced = match output.line(line).await {
-                    Ok(()) => output.flush().await,
-                    failed => failed,
-                };
-                if let Err(failure) = announced {
-                    tracing::warn!(%failure, "mounted");
-                }
+                output.announce(line).await;
                 if context.in_background {
                     background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
                 let served = self.serve(mount, &mut signals).await;
                 remove(temporary).await;
-                let recorded = recording.map_or(Ok(()), Recording::end);
+                let recorded = match recording {
+                    Some(recording) => recording.end().await,
+                    None => Ok(()),
+                };
                 served.and(recorded)
             })
             .await

@@ -16,7 +16,8 @@ use std::{
 };
 
 use cairn_castore::{
-    Address, blob_service::object_store::ObjectStoreBlobService,
+    Address, Directory, DirectoryService as _, Name, Node, SymlinkTarget,
+    blob_service::object_store::ObjectStoreBlobService, directory::SizeRule,
     directory_service::object_store::ObjectStoreDirectoryService, object_base::ObjectBase,
 };
 use cairn_store::path_info_service::object_store::ObjectStorePathInfoService;
@@ -27,8 +28,10 @@ use cairn_tests::{
     object_stores::{Access, Garage, S3},
     process::run,
     proxy::{Line, Proxy},
+    random::Random,
     trees,
 };
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rustix::process::Signal;
 
 /// Holds each service to its contract.
@@ -73,6 +76,44 @@ fn a_bucket_is_a_whole_store() {
 async fn the_contracts_hold_in_a_bucket() {
     let s3 = tokio::task::spawn_blocking(S3::start).await.unwrap();
     conforms(&s3.access().url("contracts")).await;
+}
+
+/// A closure is one object, and one that is larger than 16 MiB goes in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_large_is_uploaded_in_parts() {
+    let s3 = tokio::task::spawn_blocking(S3::start).await.unwrap();
+    let address: Address = s3.access().url("large").parse().unwrap();
+    let Address::ObjectStore(address) = address else { panic!("{address} is of another kind") };
+    let service = ObjectStoreDirectoryService::new(ObjectBase::open(&address).unwrap());
+    // Nothing that can be compressed.
+    let mut random = Random::new("targets");
+    let mut directory = |_| {
+        let mut entries = Vec::new();
+        for number in 0..1000 {
+            let mut target = random.bytes(1000);
+            target.iter_mut().for_each(|byte| *byte = (*byte).max(1));
+            let target = SymlinkTarget::try_from(bytes::Bytes::from(target)).unwrap();
+            let name = Name::try_from(format!("{number:04}").as_str()).unwrap();
+            entries.push((name, Node::Symlink { target }));
+        }
+        Directory::new(entries).unwrap()
+    };
+    let children: Vec<_> = (0..20).map(&mut directory).collect();
+    let entry = |(number, child): (usize, &Directory)| {
+        let name = Name::try_from(format!("{number:02}").as_str()).unwrap();
+        let (digest, size) = (child.digest(), child.size(SizeRule::Doubled));
+        (name, Node::Directory { digest, size })
+    };
+    let root = Directory::new(children.iter().enumerate().map(entry).collect()).unwrap();
+    let digest = root.digest();
+    let closure: Vec<_> = children.into_iter().chain([root]).collect();
+    let put = service.put_closure(stream::iter(closure.clone()).map(Ok).boxed()).await.unwrap();
+    assert_eq!(put, digest);
+    let key = format!("large/dirs/b3/{}/{}", &digest.to_hex()[..4], digest.to_hex().as_str());
+    assert!(fs::metadata(s3.file(&key)).unwrap().len() > 16 << 20);
+    let read: Vec<_> = service.get_closure(&digest).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(read.len(), closure.len());
+    assert!(closure.iter().all(|directory| read.contains(directory)));
 }
 
 #[test]

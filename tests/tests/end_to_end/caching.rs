@@ -14,7 +14,7 @@ use cairn_tests::{
     cairn::{Cairn, Daemon, Scene},
     compare::{Face, assert_same},
     measure::walk,
-    process::eventually,
+    process::{eventually, run},
     random::Random,
     tiny_disk::TinyDisk,
     trees::{self, base_name},
@@ -338,4 +338,34 @@ fn a_mount_fetches_by_profile_while_it_is_used() {
     refused(&far.cached, &warming, 3, "work.profile");
     let nowhere = ["--record", "/nowhere/work.profile"].map(OsString::from);
     refused(&far.cached, &nowhere, 1, "/nowhere/work.profile");
+}
+
+#[test]
+fn a_mount_in_the_background_writes_its_profile_where_it_was_started() {
+    let scene = Scene::new();
+    let path = scene.cairn().import(&trees::small(scene.folder(), "tree"));
+    let mountpoint = scene.new_folder("mnt");
+    let words = ["mount", "--daemonize", "--record", "work.profile", mountpoint.to_str().unwrap()];
+    run(scene.cairn().command(words).current_dir(scene.folder())).succeeded();
+    fs::read(mountpoint.join(base_name(&path)).join("large")).unwrap();
+    scene.cairn().run(["umount".as_ref(), mountpoint.as_os_str()]).succeeded();
+    let profile = fs::read_to_string(scene.path("work.profile")).unwrap();
+    assert!(profile.lines().any(|line| line.starts_with("file ")), "{profile}");
+    let left = fs::read_dir(scene.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!left.into_iter().any(|name| name.to_str().unwrap().starts_with(".cairn")));
+}
+
+#[test]
+fn the_size_of_a_cache_can_stand_in_its_address_or_beside() {
+    let far = Far::new();
+    let url = far.daemon.as_ref().unwrap().url();
+    let budget = |address: &str, words: &[&str]| {
+        let words = words.iter().chain(&["cache", "stats", "--json"]).copied();
+        let stats = Cairn::new(address).run(words).succeeded();
+        number(&serde_json::from_str(stats.text()).unwrap(), "budget")
+    };
+    far.export_same(&far.cached, 0);
+    let address = format!("cache:?near=sled:{}&far={url}", far.cache.display());
+    assert_eq!(budget(&address, &["--cache-size", "100MiB"]), 100 << 20);
+    assert_eq!(budget(&format!("{address}&size=70MiB"), &["--cache-size", "100MiB"]), 70 << 20);
 }

@@ -17,6 +17,7 @@ use cairn_proto::snix::{
 use cairn_tests::{
     cairn::{Cairn, Daemon, Scene, binary},
     compare::{Face, assert_same},
+    measure::walk,
     process::Running,
     proxy::{Line, Proxy},
     random::Random,
@@ -567,4 +568,28 @@ fn what_comes_from_far_away_is_compressed() {
     Cairn::new(proxy.url()).export(&path, &scene.path("exported")).succeeded();
     assert_same(&tree, &scene.path("exported"), Face::Plain);
     assert!(proxy.received() < 50 * 80_000 / 5, "{} bytes came", proxy.received());
+}
+
+#[test]
+fn a_walk_of_a_mount_that_is_far_asks_for_what_lies_below_at_once() {
+    const DIRECTORIES: usize = 400;
+    let scene = Scene::new();
+    let tree = scene.new_folder("tree");
+    for number in 0..DIRECTORIES {
+        let folder = tree.join(format!("{}/{}/{number}", number % 4, number % 20));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("file"), number.to_string()).unwrap();
+    }
+    let path = scene.cairn().import(&tree);
+    let daemon = scene.serve_tcp();
+    let proxy = Proxy::before(daemon.url());
+    let mount = scene.mount(&Cairn::new(proxy.url()), "mnt");
+    let before = proxy.asked();
+    let mut seen = 0;
+    walk(&mount.at(&path), &mut |_, metadata| seen += usize::from(metadata.is_dir()));
+    assert!(seen >= DIRECTORIES);
+    // Each request has a digest of 32 bytes at least.
+    let asked = proxy.asked() - before;
+    assert!(asked < DIRECTORIES as u64 * 32, "{asked} bytes were asked with");
+    mount.stop(Signal::TERM).succeeded();
 }

@@ -55,12 +55,13 @@ impl Drop for Warming {
 impl WorkloadArgs {
     /// Opens the file that is to be written.
     pub(super) fn begin_to_record(&self) -> Result<Option<Recording>, Failure> {
-        let Some(path) = self.record.clone() else { return Ok(None) };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let Some(path) = &self.record else { return Ok(None) };
+        // A mount in the background leaves the folder that it was started in.
+        let path = std::path::absolute(path).map_err(|error| cannot_write(path, error))?;
         let new = tempfile::Builder::new()
             .prefix(".cairn-profile-")
             .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .tempfile_in(path.parent().unwrap_or(&path))
             .map_err(|error| cannot_write(&path, error))?;
         Ok(Some(Recording { path, new, recorder: Arc::default() }))
     }
@@ -81,18 +82,21 @@ impl Recording {
     }
 
     /// Writes what was noted.
-    pub(super) fn end(self) -> Result<(), Failure> {
-        let Self { path, new, recorder } = self;
-        let write = || -> io::Result<()> {
-            let mut to = BufWriter::new(new.as_file());
-            recorder.profile().write(&mut to)?;
-            to.flush()?;
-            drop(to);
-            new.as_file().sync_data()?;
-            new.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(|error| cannot_write(&path, error))
+    pub(super) async fn end(self) -> Result<(), Failure> {
+        let path = self.path.clone();
+        let written = tokio::task::spawn_blocking(move || self.write()).await;
+        let written = written.map_err(io::Error::from).and_then(|written| written);
+        written.map_err(|error| cannot_write(&path, error))
+    }
+
+    fn write(self) -> io::Result<()> {
+        let mut to = BufWriter::new(self.new.as_file());
+        self.recorder.profile().write(&mut to)?;
+        to.flush()?;
+        drop(to);
+        self.new.as_file().sync_data()?;
+        self.new.persist(&self.path)?;
+        Ok(())
     }
 }
 
