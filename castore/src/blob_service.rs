@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod grpc_server;
 pub mod memory;
 pub mod object_store;
+mod pieces;
 mod proof;
 mod status;
 pub mod whole_files;

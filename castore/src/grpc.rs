@@ -87,19 +87,28 @@ pub struct GrpcPeer {
     quickest: Arc<Quickest>,
 }
 
-/// How long the quickest of the calls took, in nanoseconds.
-struct Quickest(AtomicU64);
+/// How long the quickest of the calls took.
+struct Quickest {
+    nanoseconds: AtomicU64,
+    /// What is far.
+    far: Duration,
+}
 
 impl Quickest {
+    /// Nothing is known yet.
+    fn new(far: Duration) -> Arc<Self> {
+        Arc::new(Self { nanoseconds: AtomicU64::new(u64::MAX), far })
+    }
+
     fn note(&self, taken: Duration) {
         let taken = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
-        self.0.fetch_min(taken, Ordering::Relaxed);
+        self.nanoseconds.fetch_min(taken, Ordering::Relaxed);
     }
 
     /// `false` as long as there was none.
     fn is_far(&self) -> bool {
-        let quickest = self.0.load(Ordering::Relaxed);
-        quickest != u64::MAX && Duration::from_nanos(quickest) >= FAR
+        let quickest = self.nanoseconds.load(Ordering::Relaxed);
+        quickest != u64::MAX && Duration::from_nanos(quickest) >= self.far
     }
 }
 
@@ -146,8 +155,7 @@ impl GrpcPeer {
         };
         let channel =
             channel.map_err(|source| PeerError { url: url.to_string(), source: source.into() })?;
-        let quickest = Arc::new(Quickest(AtomicU64::new(u64::MAX)));
-        Ok(Self { channel, url, deadline: DEADLINE, quickest })
+        Ok(Self { channel, url, deadline: DEADLINE, quickest: Quickest::new(FAR) })
     }
 
     /// The same peer with another [`DEADLINE`].
@@ -155,15 +163,28 @@ impl GrpcPeer {
         Self { deadline, ..self }
     }
 
+    /// The same peer, taken for one that is far.
+    #[cfg(test)]
+    pub(crate) fn far(self) -> Self {
+        let quickest = Quickest::new(Duration::ZERO);
+        quickest.note(Duration::ZERO);
+        Self { quickest, ..self }
+    }
+
     /// The connection, for a generated client.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// How a peer that is far is to compress what it answers, if it can. Nothing is known of one
-    /// that has not been called yet.
+    /// Whether the line to the peer is what is waited for. Nothing is known of one that has not been
+    /// called yet.
+    pub(crate) fn is_far(&self) -> bool {
+        self.quickest.is_far()
+    }
+
+    /// How a peer that is far is to compress what it answers, if it can.
     pub fn compression(&self) -> Option<CompressionEncoding> {
-        self.quickest.is_far().then_some(CompressionEncoding::Zstd)
+        self.is_far().then_some(CompressionEncoding::Zstd)
     }
 
     /// The peer's URL, as it displays.
@@ -455,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_far_if_none_of_its_answers_was_quick() {
-        let quickest = Quickest(AtomicU64::new(u64::MAX));
+        let quickest = Quickest::new(FAR);
         assert!(!quickest.is_far(), "nothing is known yet");
         quickest.note(5 * FAR);
         assert!(quickest.is_far());

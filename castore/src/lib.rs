@@ -14,6 +14,7 @@ pub mod digest;
 pub mod directory;
 pub mod directory_service;
 pub mod export;
+mod frames;
 pub mod grpc;
 pub mod grpc_server;
 pub mod import;

@@ -27,6 +27,7 @@ use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use super::{
     HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_count, check_small,
+    pieces::{many, packed_in_order, unpacked},
     proof::{Proof, ProofCache, Prover},
     status::from_status,
 };
@@ -45,6 +46,7 @@ use crate::{
 const PUT_MANY_MESSAGE: usize = PIECE_LEN - SMALL_BLOB_MAX;
 
 const PUT: &str = "/snix.castore.v1.BlobService/Put";
+const PUT_PACKED: &str = "/cairn.v1.BlobService/Put";
 const PUT_MANY: &str = "/cairn.v1.BlobService/PutMany";
 
 /// A peer's blobs. Clones share the connection and what is known of the blobs.
@@ -53,6 +55,8 @@ pub struct GrpcBlobService {
     peer: GrpcPeer,
     /// The peer has nothing of `cairn.v1`.
     plain: Arc<AtomicBool>,
+    /// The peer has said that it takes pieces in zstd frames.
+    takes_zstd: Arc<AtomicBool>,
     proofs: Arc<ProofCache>,
 }
 
@@ -66,7 +70,7 @@ struct Description {
 impl GrpcBlobService {
     /// The blobs of this peer. Nothing is sent yet.
     pub fn new(peer: GrpcPeer) -> Self {
-        Self { peer, plain: Arc::default(), proofs: Arc::default() }
+        Self { peer, plain: Arc::default(), takes_zstd: Arc::default(), proofs: Arc::default() }
     }
 
     fn snix(&self) -> SnixClient<Channel> {
@@ -75,8 +79,17 @@ impl GrpcBlobService {
     }
 
     fn cairn(&self) -> CairnClient<Channel> {
-        let client = CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
-        crate::compressed!(self.peer, client)
+        crate::compressed!(self.peer, self.cairn_by_pieces())
+    }
+
+    /// For what comes in pieces, each of which says whether it is compressed.
+    fn cairn_by_pieces(&self) -> CairnClient<Channel> {
+        CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// Whether pieces are to be sent in zstd frames.
+    fn sends_zstd(&self) -> bool {
+        self.peer.is_far() && self.takes_zstd.load(Ordering::Relaxed)
     }
 
     /// What `cairn.v1` answers; `None` if the peer does not have it, which is remembered.
@@ -287,14 +300,16 @@ impl GrpcBlobService {
             digest: digest.into(),
             offset: range.start,
             length: range.end - range.start,
+            takes_zstd: self.peer.is_far(),
         };
         let answer = self.extended(self.peer.call(|| {
-            let (mut client, request) = (self.cairn(), request.clone());
+            let (mut client, request) = (self.cairn_by_pieces(), request.clone());
             async move { client.read_range(request).await }
         }));
         match answer.await {
             Ok(Some(messages)) => {
-                let data = |message: cairn::ReadRangeResponse| message.data;
+                let data =
+                    |piece| unpacked(piece).map_err(|error| Status::data_loss(error.to_string()));
                 Ok(Some(self.receive(digest, messages, data)))
             }
             Ok(None) => Ok(None),
@@ -314,7 +329,7 @@ impl GrpcBlobService {
         let messages =
             messages.map_err(|status| self.error(status, Some(&digest), "read a blob"))?;
         let mut skipped = offset;
-        let bytes = self.receive(digest, messages, |message: snix::BlobChunk| message.data);
+        let bytes = self.receive(digest, messages, |message: snix::BlobChunk| Ok(message.data));
         let rest = bytes.try_filter_map(move |mut piece| {
             let now = skipped.min(piece.len() as u64);
             skipped -= now;
@@ -360,14 +375,15 @@ impl GrpcBlobService {
         &self,
         digest: Digest,
         messages: Streaming<M>,
-        data: impl Fn(M) -> Bytes + Send + 'static,
+        data: impl Fn(M) -> Result<Bytes, Status> + Send + 'static,
     ) -> BlobStream {
         let service = self.clone();
         let pieces = self.peer.receive(messages, move |message| {
             let data = data(message);
-            (!data.is_empty()).then_some(data)
+            (!data.as_ref().is_ok_and(Bytes::is_empty)).then_some(data)
         });
-        pieces.map_err(move |status| service.error(status, Some(&digest), "read a blob")).boxed()
+        let error = move |status| service.error(status, Some(&digest), "read a blob");
+        pieces.map(|piece| piece.flatten()).map_err(error).boxed()
     }
 
     /// Small blobs by `cairn.v1`, or `None` if the peer does not have it.
@@ -382,9 +398,10 @@ impl GrpcBlobService {
             let asked = &digests[read.len()..];
             let request = cairn::ReadManyRequest {
                 digests: asked.iter().map(|&digest| digest.into()).collect(),
+                takes_zstd: self.peer.is_far(),
             };
             let messages = self.extended(self.peer.call(|| {
-                let (mut client, request) = (self.cairn(), request.clone());
+                let (mut client, request) = (self.cairn_by_pieces(), request.clone());
                 async move { client.read_many(request).await }
             }));
             let messages = messages.await.map_err(|status| self.error(status, None, what))?;
@@ -428,11 +445,14 @@ impl GrpcBlobService {
         digest: &Digest,
         blob: cairn::read_many_response::Blob,
     ) -> Result<Option<Bytes>, BlobError> {
-        if !blob.present {
+        let cairn::read_many_response::Blob { present, data, unpacked_size } = blob;
+        if !present {
             return Ok((*digest == Digest::EMPTY).then(Bytes::new));
         }
-        check_small(digest, blob.data.len() as u64)?;
-        match Blob::verified(*digest, blob.data) {
+        let bytes = unpacked(cairn::Piece { data, unpacked_size });
+        let bytes = bytes.map_err(|error| self.corrupt(digest, &error.to_string()))?;
+        check_small(digest, bytes.len() as u64)?;
+        match Blob::verified(*digest, bytes) {
             Some(blob) => Ok(Some(blob.into_bytes())),
             None => Err(self.corrupt(digest, "other bytes came for it")),
         }
@@ -466,10 +486,16 @@ impl GrpcBlobService {
         pieces: BoxStream<'static, std::io::Result<Bytes>>,
         asked: Option<&Digest>,
     ) -> Result<Bytes, BlobError> {
-        let messages = pieces.map_ok(|data| snix::BlobChunk { data }).boxed();
-        let answer: Result<snix::PutBlobResponse, _> = self.peer.send(PUT, messages).await;
+        let answer = if self.sends_zstd() {
+            let answer = self.peer.send(PUT_PACKED, packed_in_order(pieces).boxed()).await;
+            answer.map(|cairn::PutResponse { digest }| digest)
+        } else {
+            let messages = pieces.map_ok(|data| snix::BlobChunk { data }).boxed();
+            let answer = self.peer.send(PUT, messages).await;
+            answer.map(|snix::PutBlobResponse { digest }| digest)
+        };
         match answer {
-            Ok(answer) => Ok(answer.digest),
+            Ok(digest) => Ok(digest),
             Err(SendError::Source(error)) => Err(BlobError::Source(error)),
             Err(SendError::Status(status)) => Err(self.error(status, asked, "store a blob")),
         }
@@ -477,16 +503,23 @@ impl GrpcBlobService {
 
     async fn put_many_extended(&self, blobs: &[Blob]) -> Result<Option<()>, BlobError> {
         let what = "store many blobs";
+        let sends_zstd = self.sends_zstd();
+        let pieces = blobs.iter().map(|blob| Some(blob.bytes().clone())).collect();
+        let pieces = many(pieces, sends_zstd).await;
+        let pieces = pieces.map_err(|status| self.error(status, None, what))?;
         let mut messages = vec![cairn::PutManyRequest::default()];
         let mut message_bytes = 0;
-        for blob in blobs {
+        for piece in pieces.into_iter().flatten() {
             if message_bytes > PUT_MANY_MESSAGE {
                 messages.push(cairn::PutManyRequest::default());
                 message_bytes = 0;
             }
-            message_bytes += blob.bytes().len();
+            message_bytes += piece.data.len();
             let last = messages.last_mut().expect("there is a message from the start");
-            last.blobs.push(blob.bytes().clone());
+            match sends_zstd {
+                true => last.packed.push(piece),
+                false => last.blobs.push(piece.data),
+            }
         }
         let answer = self.extended(self.peer.call(|| {
             let (service, messages) = (self.clone(), messages.clone());
@@ -548,6 +581,7 @@ impl BlobService for GrpcBlobService {
         }));
         match answer.await.map_err(|status| self.error(status, None, what))? {
             Some(answer) if answer.present.len() == digests.len() => {
+                self.takes_zstd.store(answer.takes_zstd, Ordering::Relaxed);
                 let present = digests.iter().zip(answer.present);
                 Ok(present.map(|(digest, has)| has || *digest == Digest::EMPTY).collect())
             }

@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_small,
+    pieces::{many, packed_in_order, plain, unpacked},
     status::to_status,
 };
 use crate::{
@@ -39,6 +40,9 @@ use crate::{
 /// The blobs that a server reads from its service at once to answer a request for many: together
 /// at most 8 MiB.
 const READ_MANY_BATCH: usize = PUT_MANY_BYTES / SMALL_BLOB_MAX;
+
+/// How many such batches are read at the same time.
+const READ_MANY_AHEAD: usize = 2;
 
 /// The most blobs that one `PutMany` stores: their digests are the answer.
 const PUT_MANY_BLOBS: usize = 65_536;
@@ -69,6 +73,22 @@ impl BlobServer {
         }
         self.fresh.settle().await;
         Ok(())
+    }
+
+    /// Stores a stream as one blob.
+    async fn store_stream<M: Send + 'static>(
+        &self,
+        messages: Streaming<M>,
+        data: impl Fn(M) -> Result<Bytes, Status> + Send + 'static,
+    ) -> Result<Digest, Status> {
+        let stored = receive(messages, async |messages| {
+            let bytes = messages.map(move |message| message.and_then(&data));
+            let (bytes, coming) = self.fresh.coming(bytes.map_err(io::Error::other).boxed());
+            let stat = self.service.put(bytes).await?;
+            coming.stored(stat.digest);
+            Ok(stat.digest)
+        });
+        stored.await.map_err(|error: BlobError| to_status(&error))
     }
 
     /// The tower service of `snix.castore.v1`, with the limits of its messages.
@@ -164,7 +184,7 @@ impl CairnBlobService for BlobServer {
         let digests = digests(&request.into_inner().digests, HAS_MANY_DIGESTS)?;
         let present = self.service.has_many(&digests).await;
         let present = present.map_err(|error| to_status(&error))?;
-        Ok(Response::new(cairn::HasManyResponse { present }))
+        Ok(Response::new(cairn::HasManyResponse { present, takes_zstd: true }))
     }
 
     async fn stat(
@@ -183,17 +203,21 @@ impl CairnBlobService for BlobServer {
         }))
     }
 
-    type ReadRangeStream = BoxStream<'static, Result<cairn::ReadRangeResponse, Status>>;
+    type ReadRangeStream = BoxStream<'static, Result<cairn::Piece, Status>>;
 
     async fn read_range(
         &self,
         request: Request<cairn::ReadRangeRequest>,
     ) -> Result<Response<Self::ReadRangeStream>, Status> {
-        let cairn::ReadRangeRequest { digest: bytes, offset, length } = request.into_inner();
-        let digest = digest(&bytes)?;
-        let bytes = self.service.read(&digest, ByteRange { offset, length }).await;
-        let bytes = bytes.map_err(|error| to_status(&error))?;
-        Ok(Response::new(pieces(bytes).map_ok(|data| cairn::ReadRangeResponse { data }).boxed()))
+        let request = request.into_inner();
+        let digest = digest(&request.digest)?;
+        let range = ByteRange { offset: request.offset, length: request.length };
+        let bytes = self.service.read(&digest, range).await;
+        let bytes = pieces(bytes.map_err(|error| to_status(&error))?);
+        Ok(Response::new(match request.takes_zstd {
+            true => packed_in_order(bytes).boxed(),
+            false => bytes.map_ok(plain).boxed(),
+        }))
     }
 
     type ReadManyStream = BoxStream<'static, Result<cairn::ReadManyResponse, Status>>;
@@ -202,17 +226,19 @@ impl CairnBlobService for BlobServer {
         &self,
         request: Request<cairn::ReadManyRequest>,
     ) -> Result<Response<Self::ReadManyStream>, Status> {
-        let digests = digests(&request.into_inner().digests, READ_MANY_BLOBS)?;
+        let request = request.into_inner();
+        let digests = digests(&request.digests, READ_MANY_BLOBS)?;
         let batches: Vec<_> = digests.chunks(READ_MANY_BATCH).map(<[Digest]>::to_vec).collect();
         let service = self.service.clone();
-        let answers = stream::iter(batches).then(move |batch| {
+        let answers = stream::iter(batches).map(move |batch| {
             let service = service.clone();
             async move {
                 let blobs = service.read_many(&batch).await.map_err(|error| to_status(&error))?;
+                let blobs = many(blobs, request.takes_zstd).await?;
                 Ok::<_, Status>(stream::iter(read_many_responses(blobs)).map(Ok))
             }
         });
-        Ok(Response::new(answers.try_flatten().boxed()))
+        Ok(Response::new(answers.buffered(READ_MANY_AHEAD).try_flatten().boxed()))
     }
 
     async fn put_many(
@@ -224,7 +250,9 @@ impl CairnBlobService for BlobServer {
         let mut batch = Vec::new();
         let mut batch_bytes = 0;
         while let Some(message) = messages.message().await? {
-            for bytes in message.blobs {
+            let plain = message.blobs.into_iter().map(Ok);
+            for bytes in plain.chain(message.packed.into_iter().map(piece)) {
+                let bytes = bytes?;
                 if digests.len() >= PUT_MANY_BLOBS {
                     let message = format!("a request stores at most {PUT_MANY_BLOBS} blobs");
                     return Err(Status::invalid_argument(message));
@@ -245,22 +273,36 @@ impl CairnBlobService for BlobServer {
         self.store(batch).await?;
         Ok(Response::new(cairn::PutManyResponse { digests }))
     }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<cairn::Piece>>,
+    ) -> Result<Response<cairn::PutResponse>, Status> {
+        let digest = self.store_stream(request.into_inner(), piece).await?.into();
+        Ok(Response::new(cairn::PutResponse { digest }))
+    }
+}
+
+/// The bytes of a piece that a client sent.
+#[allow(clippy::result_large_err)]
+fn piece(piece: cairn::Piece) -> Result<Bytes, Status> {
+    unpacked(piece).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// Blobs in messages of at most [`PIECE_LEN`] bytes of theirs.
-fn read_many_responses(blobs: Vec<Option<Bytes>>) -> Vec<cairn::ReadManyResponse> {
+fn read_many_responses(blobs: Vec<Option<cairn::Piece>>) -> Vec<cairn::ReadManyResponse> {
     let mut responses = vec![cairn::ReadManyResponse::default()];
     let mut bytes = 0;
     for blob in blobs {
         let present = blob.is_some();
-        let data = blob.unwrap_or_default();
+        let cairn::Piece { data, unpacked_size } = blob.unwrap_or_default();
         if bytes + data.len() > PIECE_LEN {
             responses.push(cairn::ReadManyResponse::default());
             bytes = 0;
         }
         bytes += data.len();
         let last = responses.last_mut().expect("there is a response from the start");
-        last.blobs.push(cairn::read_many_response::Blob { present, data });
+        last.blobs.push(cairn::read_many_response::Blob { present, data, unpacked_size });
     }
     responses
 }

@@ -126,6 +126,6 @@ impl CairnDirectoryService for DirectoryServer {
         let digests = digests(&request.into_inner().digests, HAS_MANY_DIGESTS)?;
         let present = self.service.has_many(&digests).await;
         let present = present.map_err(|error| to_status(&error))?;
-        Ok(Response::new(cairn::HasManyResponse { present }))
+        Ok(Response::new(cairn::HasManyResponse { present, takes_zstd: false }))
     }
 }

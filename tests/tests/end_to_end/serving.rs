@@ -17,7 +17,7 @@ use cairn_proto::snix::{
 use cairn_tests::{
     cairn::{Cairn, Daemon, Scene, binary},
     compare::{Face, assert_same},
-    measure::walk,
+    measure::{measure_tree, walk},
     process::Running,
     proxy::{Line, Proxy},
     random::Random,
@@ -554,7 +554,7 @@ fn sockets_are_taken_from_systemd() {
 }
 
 #[test]
-fn what_comes_from_far_away_is_compressed() {
+fn what_comes_from_and_goes_far_away_is_compressed() {
     let scene = Scene::new();
     let tree = scene.new_folder("tree");
     for number in 0..50 {
@@ -568,6 +568,20 @@ fn what_comes_from_far_away_is_compressed() {
     Cairn::new(proxy.url()).export(&path, &scene.path("exported")).succeeded();
     assert_same(&tree, &scene.path("exported"), Face::Plain);
     assert!(proxy.received() < 50 * 80_000 / 5, "{} bytes came", proxy.received());
+
+    let other = scene.new_folder("other");
+    let lines = |n: usize| (0..n).map(|number| format!("line {number}\n")).collect::<String>();
+    for number in 0..50 {
+        fs::write(other.join(number.to_string()), lines(5000 + number)).unwrap();
+    }
+    fs::write(other.join("large"), lines(200_000)).unwrap();
+    let size = measure_tree(&other).1;
+    let before = proxy.asked();
+    let path = Cairn::new(proxy.url()).import(&other);
+    let asked = proxy.asked() - before;
+    assert!(asked < size / 2, "{asked} bytes were sent for {size}");
+    scene.cairn().export(&path, &scene.path("exported again")).succeeded();
+    assert_same(&other, &scene.path("exported again"), Face::Plain);
 }
 
 #[test]

@@ -29,6 +29,42 @@ async fn conforms_in_both_wires() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms_over_a_long_line() {
+    let server = serve(Listen::Tcp, false, Arc::new(MemoryBlobService::new())).await;
+    conformance::blob_service(Arc::new(GrpcBlobService::new(server.peer().far()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blobs_go_over_a_long_line_in_frames() {
+    let truth = Arc::new(MemoryBlobService::new());
+    let server = serve(Listen::Tcp, false, truth.clone()).await;
+    let service = GrpcBlobService::new(server.peer().far());
+    let text = |line: &str, size: usize| Bytes::from(line.repeat(size / line.len()));
+    let small: Vec<_> = (0..300).map(|n| Blob::new(text(&format!("{n} "), 50_000))).collect();
+    let digests: Vec<_> = small.iter().map(|blob| *blob.digest()).collect();
+    let (large, other) = (text("one large blob ", 3_000_000), content("another one", 3_000_000));
+
+    assert!(!service.sends_zstd(), "the peer has not been heard");
+    assert_eq!(service.has_many(&digests).await.unwrap(), vec![false; 300]);
+    assert!(service.sends_zstd());
+    service.put_many(small.clone()).await.unwrap();
+    for bytes in [&large, &other] {
+        let digest = service.put_bytes(bytes.clone()).await.unwrap();
+        assert_eq!(digest, Digest::of(bytes));
+        assert!(truth.read_to_bytes(&digest, ByteRange::ALL).await.unwrap() == bytes);
+        for range in [0..3_000_000, 5..6, 999_999..2_222_222] {
+            let range = range.start..range.end.min(bytes.len());
+            let (offset, length) = (range.start as u64, range.len() as u64);
+            let read = service.read_to_bytes(&digest, ByteRange { offset, length }).await.unwrap();
+            assert!(read == bytes[range]);
+        }
+    }
+    let read = service.read_many(&digests).await.unwrap();
+    let expected = small.into_iter().map(|blob| Some(blob.into_bytes()));
+    assert!(read.into_iter().eq(expected));
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lie {
     /// A byte in the middle of what is read is another one.
@@ -339,10 +375,17 @@ async fn requests_are_answered_as_the_wire_says() {
 
     let mut cairn = client.cairn();
     let digests = vec![Bytes::from(digest); READ_MANY_BLOBS + 1];
-    let refused = cairn.read_many(cairn::ReadManyRequest { digests }).await.unwrap_err();
+    let refused =
+        cairn.read_many(cairn::ReadManyRequest { digests, takes_zstd: false }).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let blobs = vec![content("too large", SMALL_BLOB_MAX + 1)];
-    let refused =
-        cairn.put_many(stream::iter([cairn::PutManyRequest { blobs }])).await.unwrap_err();
+    let request = cairn::PutManyRequest { blobs, packed: Vec::new() };
+    let refused = cairn.put_many(stream::iter([request])).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
+    let no_frame = cairn::Piece { data: content("no frame", 10), unpacked_size: 1000 };
+    let request = cairn::PutManyRequest { blobs: Vec::new(), packed: vec![no_frame.clone()] };
+    let refused = cairn.put_many(stream::iter([request])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let refused = cairn.put(stream::iter([no_frame])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Aborted, "like any stream that can't be read");
 }
