@@ -27,11 +27,13 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+mod limits;
 pub(crate) mod listener;
 pub(crate) mod systemd;
 mod tvix;
 mod writes;
 
+use limits::Limits;
 use listener::Listener;
 
 use crate::cache::{HeldCache, server::CacheServer};
@@ -94,6 +96,8 @@ pub(crate) struct Server {
     names: Vec<String>,
     /// The requests under way that store something.
     writes: TaskTracker,
+    /// What those who read may take, together.
+    limits: Limits,
 }
 
 impl Server {
@@ -175,8 +179,8 @@ impl Server {
         let in_tvix: Vec<_> = names.iter().filter_map(|name| tvix::service_name(name)).collect();
         names.extend(in_tvix);
         names.push(String::new());
-        let server =
-            Self { routes: routes.routes().prepare(), health, names, writes: TaskTracker::new() };
+        let (routes, writes) = (routes.routes().prepare(), TaskTracker::new());
+        let server = Self { routes, health, names, writes, limits: Limits::new() };
         server.tell_health(ServingStatus::Serving).await;
         Ok(server)
     }
@@ -190,6 +194,7 @@ impl Server {
     ) -> Result<(), ServeError> {
         let mut transport = tonic::transport::Server::builder()
             .layer(writes::CountWrites(self.writes.clone()))
+            .layer(self.limits.clone())
             .layer(tvix::layer())
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_header_list_size(HEADERS_MAX)
