@@ -338,6 +338,9 @@ fn a_mount_fetches_by_profile_while_it_is_used() {
     refused(&far.cached, &warming, 3, "work.profile");
     let nowhere = ["--record", "/nowhere/work.profile"].map(OsString::from);
     refused(&far.cached, &nowhere, 1, "/nowhere/work.profile");
+    let folder = far.scene.new_folder("a-folder");
+    let folder = [OsString::from("--record"), folder.into()];
+    refused(&far.cached, &folder, 1, "a-folder");
 }
 
 #[test]

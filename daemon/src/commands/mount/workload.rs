@@ -58,6 +58,9 @@ impl WorkloadArgs {
         let Some(path) = &self.record else { return Ok(None) };
         // A mount in the background leaves the folder that it was started in.
         let path = std::path::absolute(path).map_err(|error| cannot_write(path, error))?;
+        if path.is_dir() {
+            return Err(cannot_write(&path, io::ErrorKind::IsADirectory.into()));
+        }
         let new = tempfile::Builder::new()
             .prefix(".cairn-profile-")
             .permissions(Permissions::from_mode(0o666))
