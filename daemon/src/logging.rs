@@ -35,6 +35,36 @@ pub(crate) struct LoggingArgs {
     /// Log to the end of this file instead of standard error.
     #[arg(long, global = true, value_name = "PATH", help_heading = "Output")]
     log_file: Option<PathBuf>,
+    /// How log lines are written
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value_t,
+        hide_default_value = true,
+        value_enum,
+        help_heading = "Output"
+    )]
+    log_format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// Text for people, which is the default
+    #[default]
+    Text,
+    /// An object a line for programs, with the keys timestamp, level, target and fields
+    Json,
+}
+
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
 }
 
 impl LoggingArgs {
@@ -80,12 +110,14 @@ impl LoggingArgs {
             Ok(directives) if !directives.is_empty() => EnvFilter::new(directives),
             _ => EnvFilter::new(format!("{others}{quiet},{ours}")),
         };
-        tracing_subscriber::fmt()
+        let lines = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_span_events(FmtSpan::NONE)
-            .with_writer(writer)
-            .with_ansi(has_colours)
-            .init();
+            .with_writer(writer);
+        match self.log_format {
+            LogFormat::Text => lines.with_ansi(has_colours).init(),
+            LogFormat::Json => lines.json().init(),
+        }
         Ok(log_file)
     }
 

@@ -159,7 +159,9 @@ impl Cairn {
         for name in ["BLOB", "DIRECTORY", "PATH_INFO"] {
             command.env_remove(format!("{name}_SERVICE_ADDR"));
         }
-        command.env_remove("CAIRN_CACHE").env_remove("CAIRN_CACHE_SIZE");
+        for name in ["CAIRN_CACHE", "CAIRN_CACHE_SIZE", "CAIRN_HTTP"] {
+            command.env_remove(name);
+        }
         if let Some(cache) = &self.cache {
             command.env("CAIRN_CACHE", cache);
         }

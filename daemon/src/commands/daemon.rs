@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::Context,
     exit::{Code, Failure},
+    http::{HttpArgs, Telling},
     output::Output,
     server::{
         Served, Server,
@@ -52,6 +53,8 @@ pub(crate) struct DaemonArgs {
         default_values_t = [Service::Blob, Service::Directory, Service::PathInfo]
     )]
     serve: Vec<Service>,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -79,6 +82,8 @@ impl DaemonArgs {
         let mut signals = EndSignals::listen()
             .map_err(|error| Failure::new("signals can't be listened for", error))?;
         let listeners = self.listeners(sockets).await?;
+        let mut output = Output::new();
+        let telling = self.http.start(&mut output).await?;
         context
             .with_services(async |services| {
                 let serves = |service| self.serve.contains(&service);
@@ -92,7 +97,8 @@ impl DaemonArgs {
                 let server = Server::new(served)
                     .await
                     .map_err(|error| Failure::new("nothing can be served", error))?;
-                serve(server, listeners, &mut signals).await
+                telling.try_store(services);
+                serve(server, listeners, &mut signals, &mut output, &telling).await
             })
             .await
     }
@@ -135,18 +141,20 @@ async fn serve(
     server: Server,
     listeners: Vec<Listener>,
     signals: &mut EndSignals,
+    output: &mut Output,
+    telling: &Telling,
 ) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let mut serving = JoinSet::new();
-    let mut output = Output::new();
     for listener in listeners {
         let url = listener
             .url()
             .map_err(|error| Failure::new("a socket does not tell its address", error))?;
         serving.spawn(server.clone().serve(listener, stop.clone()));
-        announce(&mut output, &url).await;
+        announce(output, &url).await;
     }
     systemd::notify("READY=1");
+    telling.ready();
 
     let ended = tokio::select! {
         signal = signals.next() => {
@@ -159,6 +167,7 @@ async fn serve(
         ),
     };
     systemd::notify("STOPPING=1");
+    telling.ending();
     stop.cancel();
     let drained = async { while serving.join_next().await.is_some() {} };
     tokio::select! {

@@ -26,7 +26,14 @@ use super::{
     import::{Imports, StatCacheArgs},
     shown::{self, ShownArgs},
 };
-use crate::{background, cli::Context, exit::Failure, output::Output, signals::EndSignals};
+use crate::{
+    background,
+    cli::Context,
+    exit::Failure,
+    http::{HttpArgs, Telling},
+    output::Output,
+    signals::EndSignals,
+};
 
 /// What is printed, with the mountpoint behind it, once the mount answers.
 const MOUNTED: &str = "mounted on ";
@@ -89,6 +96,8 @@ pub(crate) struct MountArgs {
     /// How long what is open can still be read after SIGINT or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 impl MountArgs {
@@ -105,9 +114,11 @@ impl MountArgs {
         }
         let profile = self.workload.profile(context).await?;
         let recording = self.workload.begin_to_record()?;
+        let mut output = Output::new();
+        let telling = self.http.start(&mut output).await?;
         context
             .with_cache(async |services, cache| {
-                let mut output = Output::new();
+                telling.try_store(services);
                 // A signal must not leave a dead mount behind.
                 let mut signals = EndSignals::listen()
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
@@ -127,7 +138,8 @@ impl MountArgs {
                 if context.in_background {
                     background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
-                let served = self.serve(mount, &mut signals).await;
+                telling.ready();
+                let served = self.serve(mount, &mut signals, &telling).await;
                 remove(temporary).await;
                 let recorded = match recording {
                     Some(recording) => recording.end().await,
@@ -188,15 +200,22 @@ impl MountArgs {
     }
 
     /// Waits for the end of the mount, and brings it about if a signal says so.
-    async fn serve(&self, mount: Mount, signals: &mut EndSignals) -> Result<(), Failure> {
+    async fn serve(
+        &self,
+        mount: Mount,
+        signals: &mut EndSignals,
+        telling: &Telling,
+    ) -> Result<(), Failure> {
         let mount = Arc::new(mount);
         let signal = tokio::select! {
             signal = signals.next() => signal,
             () = mount.wait() => {
+                telling.ending();
                 tracing::info!("unmounted from elsewhere");
                 return Ok(());
             }
         };
+        telling.ending();
         tracing::info!(%signal, "unmounting");
         let leaving = Arc::clone(&mount);
         let left = tokio::task::spawn_blocking(move || leaving.leave_tree())

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     cli::Context,
     exit::Failure,
+    http::{HttpArgs, Telling},
     output::Output,
     server::listener::{ListenError, bind_unix},
     signals::EndSignals,
@@ -63,6 +64,8 @@ pub(crate) struct VirtiofsArgs {
     /// processors, up to 16, unless told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=QUEUES_MAX as i64))]
     queues: Option<u16>,
+    #[command(flatten)]
+    http: HttpArgs,
 }
 
 impl VirtiofsArgs {
@@ -71,9 +74,11 @@ impl VirtiofsArgs {
         // connects before that is over waits.
         let bound = bind_unix(&self.socket).await;
         let (listener, _file) = bound.map_err(|error| self.failure(error))?;
+        let mut output = Output::new();
+        let telling = self.http.start(&mut output).await?;
         context
             .with_services(async |services| {
-                let mut output = Output::new();
+                telling.try_store(services);
                 let mut signals = EndSignals::listen()
                     .map_err(|error| Failure::new("signals can't be listened for", error))?;
                 let imports =
@@ -85,7 +90,10 @@ impl VirtiofsArgs {
                     options: self.shown.options(context.space()?),
                     virtiofs: self.virtiofs_options(),
                 };
-                serving.serve(&listener, &mut signals).await
+                telling.ready();
+                let served = serving.serve(&listener, &mut signals, &telling).await;
+                telling.ending();
+                served
             })
             .await
     }
@@ -143,10 +151,12 @@ impl Serving {
         &self,
         listener: &UnixListener,
         signals: &mut EndSignals,
+        telling: &Telling,
     ) -> Result<(), Failure> {
         loop {
             let connection = tokio::select! {
                 signal = signals.next() => {
+                    telling.ending();
                     tracing::info!(%signal, "ending");
                     return Ok(());
                 }
@@ -155,6 +165,7 @@ impl Serving {
             let mut session = self.begin(connection)?;
             let ended = tokio::select! {
                 signal = signals.next() => {
+                    telling.ending();
                     tracing::info!(%signal, "ending, while a virtual machine is served");
                     Ok(Ended::Disconnected)
                 }

@@ -9,3 +9,4 @@ mod importing;
 mod process;
 mod serving;
 mod sharing;
+mod telling;

@@ -11,7 +11,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Variables that would change what the binary does.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
+    "CAIRN_HTTP",
     "CAIRN_STORE",
     "BLOB_SERVICE_ADDR",
     "DIRECTORY_SERVICE_ADDR",
