@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_telemetry::inventory::{self, CacheLayer};
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
@@ -148,6 +149,9 @@ impl Near {
                     // A copy, since the bytes may be a part of a larger message.
                     kept.insert((kind, key), Bytes::copy_from_slice(&value));
                 }
+                let layer = CacheLayer::Memory as usize;
+                inventory::CACHE_BYTES.set_at(layer, kept.weight() as f64);
+                inventory::CACHE_BUDGET.set_at(layer, kept.capacity() as f64);
             }
             Kept::Local(cache) => cache.keep(records),
         }
@@ -247,19 +251,30 @@ impl Near {
         }
     }
 
+    /// Which of the layers that are counted this is.
+    fn layer(&self) -> usize {
+        match self.0.kept {
+            Kept::Memory(_) => CacheLayer::Memory as usize,
+            Kept::Local(_) => CacheLayer::Node as usize,
+        }
+    }
+
     /// So many things were found.
     pub(crate) fn hit(&self, count: usize) {
         self.0.hits.fetch_add(count as u64, Ordering::Relaxed);
+        inventory::CACHE_HITS.add_at(self.layer(), count as u64);
     }
 
     /// So many things have to be fetched.
     pub(crate) fn miss(&self, count: usize) {
         self.0.misses.fetch_add(count as u64, Ordering::Relaxed);
+        inventory::CACHE_MISSES.add_at(self.layer(), count as u64);
     }
 
     /// So many bytes have come.
     pub(crate) fn fetched(&self, bytes: usize) {
         self.0.fetched.fetch_add(bytes as u64, Ordering::Relaxed);
+        inventory::CACHE_FETCHED.add_at(self.layer(), bytes as u64);
     }
 }
 

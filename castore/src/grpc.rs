@@ -16,6 +16,7 @@ use std::{
 };
 
 use async_stream::stream;
+use cairn_telemetry::{grpc::Measured, inventory::GRPC_CLIENT_RETRIES};
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -77,11 +78,14 @@ const FAR: Duration = Duration::from_millis(2);
 /// The requests that a client has under way at once where it has to ask for each item alone.
 pub(crate) const FAN_OUT: usize = 32;
 
+/// The connection to a peer, on which requests are counted.
+pub type PeerChannel = Measured<Channel>;
+
 /// A peer and the connection to it, which all clones share. It is made at the first call, and
 /// again after it broke.
 #[derive(Clone)]
 pub struct GrpcPeer {
-    channel: Channel,
+    channel: PeerChannel,
     url: Arc<str>,
     deadline: Duration,
     quickest: Arc<Quickest>,
@@ -155,6 +159,7 @@ impl GrpcPeer {
         };
         let channel =
             channel.map_err(|source| PeerError { url: url.to_string(), source: source.into() })?;
+        let channel = Measured::client(channel);
         Ok(Self { channel, url, deadline: DEADLINE, quickest: Quickest::new(FAR) })
     }
 
@@ -172,7 +177,7 @@ impl GrpcPeer {
     }
 
     /// The connection, for a generated client.
-    pub fn channel(&self) -> Channel {
+    pub fn channel(&self) -> PeerChannel {
         self.channel.clone()
     }
 
@@ -205,6 +210,7 @@ impl GrpcPeer {
                 Err(status) if is_transient(&status) && attempt < RETRIES => {
                     back_off(attempt).await;
                     attempt += 1;
+                    GRPC_CLIENT_RETRIES.add(1);
                 }
                 answer => {
                     if answer.is_ok() {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_telemetry::inventory::Source;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -331,6 +332,10 @@ impl LocalStore {
             return Err(match error {
                 ReadError::Io(error) => error,
                 ReadError::Damaged(reason) => {
+                    crate::verification::failed(match self.eviction {
+                        Some(_) => Source::Node,
+                        None => Source::Local,
+                    });
                     self.places.mark_suspect(key, &place);
                     damaged(key, &place, reason)
                 }

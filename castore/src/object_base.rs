@@ -2,6 +2,7 @@
 //! are here; which objects make up a blob or a directory is the affair of the backends.
 
 mod folder;
+mod measured;
 
 use std::{
     env,
@@ -29,7 +30,10 @@ use object_store::{
 use tokio::time::timeout;
 use url::Url;
 
-use self::folder::{Folder, NewFile};
+use self::{
+    folder::{Folder, NewFile},
+    measured::{Connector, Measured},
+};
 use crate::{BoxError, Digest, address::ObjectAddress};
 
 /// The level of compression. Chunks are read far more often than written, and a higher level costs
@@ -154,11 +158,12 @@ impl ObjectBase {
             }
             let path = Path::from_absolute_path(&folder).map_err(|error| failed(error.into()))?;
             // What is acknowledged has to outlast a loss of power.
-            let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
+            let objects = Arc::new(Measured(Arc::new(LocalFileSystem::new().with_fsync(true))));
             let folder = Some(Folder::new(folder));
             return Ok(Self { objects, path, url: display.into(), folder });
         }
         let (objects, path) = open_remote(url).map_err(|error| failed(error.into()))?;
+        let objects = Arc::new(Measured(objects));
         Ok(Self { objects, path, url: display.into(), folder: None })
     }
 
@@ -333,7 +338,7 @@ fn open_remote(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Error> {
     macro_rules! built {
         ($builder:expr, $environment:expr) => {{
             let options = $environment.chain(url.query_pairs().into_owned());
-            let mut builder = $builder.with_retry(retry);
+            let mut builder = $builder.with_retry(retry).with_http_connector(Connector);
             for (key, value) in options {
                 if let Ok(key) = key.parse() {
                     builder = builder.with_config(key, value);

@@ -11,7 +11,10 @@ use std::{
 
 use cairn_castore::Digest;
 use cairn_store::{Services, store_path::OutputHash};
-use cairn_telemetry::inventory::{self, Service};
+use cairn_telemetry::{
+    inventory::{self, Service},
+    operations::{self, HANGS},
+};
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -101,6 +104,10 @@ impl Health {
         let silent = self.0.lock().beat.elapsed();
         if silent > BEAT_MAX {
             ills.0.push(format!("the runtime has been stuck for {} s", silent.as_secs()));
+        }
+        if operations::FUSE.is_stuck(HANGS) {
+            let seconds = HANGS.as_secs();
+            ills.0.push(format!("every thread that serves has been stuck for {seconds} s"));
         }
         ills
     }

@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cairn_telemetry::inventory;
+use cairn_telemetry::{inventory, operations};
 use rustix::{
     param::{clock_ticks_per_second, page_size},
     process::{Resource, getrlimit},
@@ -19,6 +19,7 @@ use crate::health::Health;
 /// Writes down what is known now.
 pub(crate) fn read(health: &Health) {
     let truth = |is: bool| if is { 1.0 } else { 0.0 };
+    operations::read();
     inventory::BUILD_INFO.set(1.0);
     inventory::LIVE.set(truth(health.live().is_well()));
     inventory::READY.set(truth(health.readiness().is_well()));

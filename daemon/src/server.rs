@@ -17,6 +17,7 @@ use cairn_store::{
         told::ToldTrees,
     },
 };
+use cairn_telemetry::grpc::{Measure, Side};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
@@ -193,9 +194,10 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let mut transport = tonic::transport::Server::builder()
+            .layer(tvix::layer())
+            .layer(Measure(Side::Server))
             .layer(writes::CountWrites(self.writes.clone()))
             .layer(self.limits.clone())
-            .layer(tvix::layer())
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_header_list_size(HEADERS_MAX)
             .max_frame_size(FRAME_MAX)
@@ -262,5 +264,30 @@ impl Offer {
     {
         self.names.push(S::NAME.to_owned());
         self.routes.add_service(service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_telemetry::inventory::PATHS;
+    use prost::Message as _;
+
+    #[test]
+    fn every_method_is_counted() {
+        let described = cairn_proto::FILE_DESCRIPTOR_SET;
+        let described = prost_types::FileDescriptorSet::decode(described).unwrap();
+        let mut methods: Vec<String> = Vec::new();
+        for file in &described.file {
+            for service in &file.service {
+                let method = |method: &prost_types::MethodDescriptorProto| {
+                    format!("/{}.{}/{}", file.package(), service.name(), method.name())
+                };
+                methods.extend(service.method.iter().map(method));
+            }
+        }
+        methods.sort();
+        let mut counted = PATHS.to_vec();
+        counted.sort_unstable();
+        assert_eq!(methods, counted);
     }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use cairn_castore::{BlobError, Digest, DirectoryError, roots::RootsError};
+use cairn_telemetry::inventory::{FUSE_ERRORS, FuseErrno};
 use quick_cache::sync::Cache;
 use rustix::io::Errno;
 
@@ -89,6 +90,17 @@ pub fn errno(error: &FsError) -> Errno {
     }
 }
 
+fn count(errno: Errno) {
+    let counted = match errno {
+        Errno::IO => FuseErrno::Io,
+        Errno::ACCESS => FuseErrno::Access,
+        Errno::INTR => FuseErrno::Interrupted,
+        Errno::NOMEM => FuseErrno::Memory,
+        _ => FuseErrno::Other,
+    };
+    FUSE_ERRORS.add_at(counted as usize, 1);
+}
+
 /// Turns failures into answers, and logs each once in a while.
 #[derive(Debug)]
 pub(crate) struct Failures {
@@ -103,6 +115,7 @@ impl Failures {
     /// The answer to a request that failed.
     pub(crate) fn answer(&self, error: FsError) -> io::Error {
         let errno = errno(&error);
+        count(errno);
         if !matches!(error, FsError::Stopped | FsError::Interrupted) {
             self.log(&error);
         }

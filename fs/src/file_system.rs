@@ -20,6 +20,7 @@ use cairn_castore::{
     BlobService, ByteRange, Digest, DirectoryService, Name, Node, SymlinkTarget, profile::Recorder,
     roots::Roots,
 };
+use cairn_telemetry::inventory::FUSE_READ;
 use fuse_backend_rs::{
     abi::fuse_abi::stat64,
     api::filesystem::{Entry, ZeroCopyWriter},
@@ -342,6 +343,7 @@ impl CairnFs {
             w.write_all(&piece)?;
             offset += piece.len() as u64;
         }
+        FUSE_READ.add(wanted.end - wanted.start);
         Ok(usize::try_from(wanted.end - wanted.start).expect("no longer than the request's u32"))
     }
 }

@@ -11,6 +11,7 @@ pub mod file_system;
 pub mod fuse;
 mod inodes;
 mod listing;
+mod measures;
 mod memory;
 mod passthrough;
 mod reads;

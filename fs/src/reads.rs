@@ -16,6 +16,7 @@ use cairn_castore::{
     blob_service::{BlobServiceExt as _, SMALL_BLOB_MAX},
     outboard::GROUP_LEN,
 };
+use cairn_telemetry::inventory::{self, CacheLayer};
 use parking_lot::Mutex;
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
@@ -53,6 +54,9 @@ const SLOW_READS: u32 = 1024;
 /// Who asks for more than this at once is no one who reads here and there, in bytes: that much only
 /// the kernel asks for, when it has found an order.
 const LITTLE_BYTES: u64 = 64 * 1024;
+
+/// What the metrics call the windows in memory.
+const LAYER: usize = CacheLayer::Windows as usize;
 
 /// A part of a blob that is fetched at once: its first byte, and how many there are at most.
 type Window = (Digest, u64, u64);
@@ -96,6 +100,7 @@ impl Reads {
             .expect("all that is needed is given");
         let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         let windows = Arc::new(Cache::with_options(options, ByLength, hasher, lifecycle));
+        inventory::CACHE_BUDGET.set_at(LAYER, CACHE_BYTES as f64);
         Self { blobs, windows, ahead: Mutex::default(), slow: AtomicU32::new(0) }
     }
 
@@ -174,6 +179,7 @@ impl Reads {
             let Some(bytes) = bytes.filter(|bytes| bytes.len() as u64 == wanted[at].1) else {
                 continue;
             };
+            inventory::CACHE_FETCHED.add_at(LAYER, bytes.len() as u64);
             let bytes = Bytes::copy_from_slice(&bytes);
             // Whoever waits has it even if there was no room for it.
             let _ = guard.insert(bytes.clone());
@@ -214,8 +220,16 @@ impl Reads {
             }
         }
         let bytes = match self.windows.get(&asked) {
-            Some(bytes) => bytes,
-            None => waiter.wait(fetch(&*self.blobs, &self.windows, size, asked))?,
+            Some(bytes) => {
+                inventory::CACHE_HITS.add_at(LAYER, 1);
+                bytes
+            }
+            None => {
+                inventory::CACHE_MISSES.add_at(LAYER, 1);
+                let fetched = waiter.wait(fetch(&*self.blobs, &self.windows, size, asked))?;
+                inventory::CACHE_BYTES.set_at(LAYER, self.windows.weight() as f64);
+                fetched
+            }
         };
         if range.within(size) == (0..size) {
             // The kernel keeps what it was told.
@@ -238,6 +252,7 @@ impl Reads {
         let (blobs, windows) = (self.blobs.clone(), self.windows.clone());
         let deadline = waiter.deadline();
         let task = async move {
+            let _one = inventory::READ_AHEAD.one();
             let fetched = fetch(&*blobs, &windows, size, window);
             // Whoever needs the window asks again, and reports what is wrong then.
             if let Ok(Err(error)) = tokio::time::timeout(deadline, fetched).await {
@@ -268,6 +283,7 @@ async fn fetch(
             let end = expected.start + bytes.len() as u64;
             return Err(FsError::ShortBlob { digest: *digest, end, size });
         }
+        inventory::CACHE_FETCHED.add_at(LAYER, bytes.len() as u64);
         // A copy, since the bytes may be a part of a larger message that would stay as well.
         Ok(Bytes::copy_from_slice(&bytes))
     };

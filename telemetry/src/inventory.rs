@@ -3,7 +3,7 @@
 //! name; what only grows ends in `_total`.
 
 use crate::metric::{
-    About, Label, Metric, Reading,
+    About, Counter, Histogram, Label, Level, Metric, Reading,
     Stability::{self, Experimental, Stable},
 };
 
@@ -149,6 +149,444 @@ pub static STORE_ANSWER_TIME: Reading<{ count(&SERVICE) }> = Reading::gauge(abou
     "How long a service of the store took for the answer when it was last tried.",
 ));
 
+label! {
+    /// A kind of work that can be under way.
+    OPERATION, "kind", Operation {
+        /// Requests of the kernel, or of a virtual machine.
+        Fuse = "fuse",
+        /// Requests that are answered over gRPC.
+        GrpcServer = "grpc_server",
+        /// Requests that are made over gRPC.
+        GrpcClient = "grpc_client",
+        /// Requests to an object store.
+        ObjectStore = "object_store",
+    }
+}
+
+label! {
+    /// What the kernel asks for.
+    FUSE_OPERATION, "operation", FuseOperation {
+        /// A name.
+        Lookup = "lookup",
+        /// Lets go of inodes.
+        Forget = "forget",
+        /// Attributes.
+        Getattr = "getattr",
+        /// Where a symlink leads.
+        Readlink = "readlink",
+        /// Opens a file.
+        Open = "open",
+        /// Bytes.
+        Read = "read",
+        /// The room.
+        Statfs = "statfs",
+        /// Closes a file.
+        Release = "release",
+        /// An extended attribute.
+        Getxattr = "getxattr",
+        /// The names of extended attributes.
+        Listxattr = "listxattr",
+        /// Opens a directory.
+        Opendir = "opendir",
+        /// Names.
+        Readdir = "readdir",
+        /// Names with their attributes.
+        Readdirplus = "readdirplus",
+        /// Closes a directory.
+        Releasedir = "releasedir",
+        /// Whether access is allowed.
+        Access = "access",
+        /// All else, most of which is refused.
+        Other = "other",
+    }
+}
+
+label! {
+    /// What a program is told of a request that failed.
+    ERRNO, "errno", FuseErrno {
+        /// An input/output error.
+        Io = "EIO",
+        /// No access.
+        Access = "EACCES",
+        /// The program that asked is ending.
+        Interrupted = "EINTR",
+        /// Too many inodes.
+        Memory = "ENOMEM",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+label! {
+    /// Where what is read is kept. What the kernel keeps is not seen.
+    CACHE_LAYER, "layer", CacheLayer {
+        /// Parts of files in the memory of a mount.
+        Windows = "windows",
+        /// Records in memory, such as directories of a store that is far.
+        Memory = "memory",
+        /// Records on the disk, of the node cache.
+        Node = "node",
+    }
+}
+
+label! {
+    /// Where something came from that is not what it should be.
+    SOURCE, "layer", Source {
+        /// The packs of a local store.
+        Local = "local",
+        /// Those of the node cache.
+        Node = "node",
+        /// A peer, over gRPC.
+        Peer = "peer",
+        /// An object store.
+        ObjectStore = "object_store",
+    }
+}
+
+label! {
+    /// What an object store is asked for.
+    OBJECT_OPERATION, "operation", ObjectOperation {
+        /// An object.
+        Get = "get",
+        /// Whether one is there.
+        Head = "head",
+        /// To keep one.
+        Put = "put",
+        /// To keep a large one: its beginning, a part, or its end.
+        Multipart = "multipart",
+        /// The names of many.
+        List = "list",
+        /// To remove one.
+        Delete = "delete",
+        /// To keep one under another name.
+        Copy = "copy",
+    }
+}
+
+label! {
+    /// What came of it.
+    OBJECT_OUTCOME, "outcome", ObjectOutcome {
+        /// What was asked for.
+        Ok = "ok",
+        /// It is not there.
+        NotFound = "not_found",
+        /// It is there already.
+        Exists = "exists",
+        /// It is not allowed.
+        Denied = "denied",
+        /// Nothing, also after it was tried again.
+        Failed = "failed",
+        /// Nobody waited for it any more.
+        Cancelled = "cancelled",
+    }
+}
+
+/// What a request over gRPC came to, in the order of the protocol's numbers.
+pub const CODE: Label = Label {
+    names: &["code"],
+    values: &[
+        "code=\"OK\"",
+        "code=\"CANCELLED\"",
+        "code=\"UNKNOWN\"",
+        "code=\"INVALID_ARGUMENT\"",
+        "code=\"DEADLINE_EXCEEDED\"",
+        "code=\"NOT_FOUND\"",
+        "code=\"ALREADY_EXISTS\"",
+        "code=\"PERMISSION_DENIED\"",
+        "code=\"RESOURCE_EXHAUSTED\"",
+        "code=\"FAILED_PRECONDITION\"",
+        "code=\"ABORTED\"",
+        "code=\"OUT_OF_RANGE\"",
+        "code=\"UNIMPLEMENTED\"",
+        "code=\"INTERNAL\"",
+        "code=\"UNAVAILABLE\"",
+        "code=\"DATA_LOSS\"",
+        "code=\"UNAUTHENTICATED\"",
+    ],
+};
+
+/// The methods that are counted each: their paths, and a label.
+macro_rules! methods {
+    ($($service:literal { $($method:literal),* })*) => {
+        /// The paths of the methods that are counted each.
+        pub const PATHS: &[&str] =
+            &[$($(concat!("/", $service, "/", $method),)*)*];
+
+        /// A method, and its service, in the order of [`PATHS`]; then any other.
+        pub const METHOD: Label = Label {
+            names: &["service", "method"],
+            values: &[
+                $($(concat!("service=\"", $service, "\",method=\"", $method, "\""),)*)*
+                "service=\"other\",method=\"other\"",
+            ],
+        };
+    };
+}
+
+methods! {
+    "snix.castore.v1.BlobService" { "Stat", "Read", "Put" }
+    "snix.castore.v1.DirectoryService" { "Get", "Put" }
+    "snix.store.v1.PathInfoService" { "Get", "Put", "CalculateNAR", "List" }
+    "cairn.v1.BlobService" { "HasMany", "Stat", "ReadRange", "ReadMany", "PutMany" }
+    "cairn.v1.DirectoryService" { "HasMany" }
+    "cairn.v1.PathInfoService" { "ListPage", "Delete", "TellTree" }
+    "cairn.v1.CacheService" { "Stats", "Evict", "Warm" }
+}
+
+/// How many methods there are.
+pub const METHODS: usize = count(&METHOD);
+
+/// The method that stands for all that are not known.
+pub const OTHER_METHOD: usize = PATHS.len();
+
+/// How many values there are of method and code together.
+pub const REQUESTS: usize = METHODS * count(&CODE);
+
+/// What is under way.
+pub static OPERATIONS: Reading<{ count(&OPERATION) }> = Reading::gauge(about(
+    Stable,
+    "cairn_operations_in_flight",
+    &[OPERATION],
+    "Operations that are under way.",
+));
+
+/// What hangs.
+pub static OPERATIONS_HANGING: Reading<{ count(&OPERATION) }> = Reading::gauge(about(
+    Stable,
+    "cairn_operations_hanging",
+    &[OPERATION],
+    "Operations under way in which nothing has happened for 60 s.",
+));
+
+/// Requests that were answered over gRPC.
+pub static GRPC_SERVER_REQUESTS: Counter<REQUESTS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_server_requests_total",
+    &[METHOD, CODE],
+    "Requests over gRPC that were answered, by what came of them.",
+));
+
+/// How long the answers took.
+pub static GRPC_SERVER_DURATION: Histogram<METHODS> = Histogram::new(about(
+    Stable,
+    "cairn_grpc_server_request_duration_seconds",
+    &[METHOD],
+    "Time to the end of an answer over gRPC.",
+));
+
+/// What came in requests.
+pub static GRPC_SERVER_RECEIVED: Counter<METHODS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_server_received_bytes_total",
+    &[METHOD],
+    "Bytes of messages that came in requests over gRPC, compressed if they were.",
+));
+
+/// What went out in answers.
+pub static GRPC_SERVER_SENT: Counter<METHODS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_server_sent_bytes_total",
+    &[METHOD],
+    "Bytes of messages that went out in answers over gRPC, compressed if they were.",
+));
+
+/// Requests that were made over gRPC.
+pub static GRPC_CLIENT_REQUESTS: Counter<REQUESTS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_client_requests_total",
+    &[METHOD, CODE],
+    "Requests over gRPC that were made, each attempt being one, by what came of them.",
+));
+
+/// How long their answers took.
+pub static GRPC_CLIENT_DURATION: Histogram<METHODS> = Histogram::new(about(
+    Stable,
+    "cairn_grpc_client_request_duration_seconds",
+    &[METHOD],
+    "Time to the end of a peer's answer over gRPC.",
+));
+
+/// What went out in requests.
+pub static GRPC_CLIENT_SENT: Counter<METHODS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_client_sent_bytes_total",
+    &[METHOD],
+    "Bytes of messages that went out in requests over gRPC.",
+));
+
+/// What came in their answers.
+pub static GRPC_CLIENT_RECEIVED: Counter<METHODS> = Counter::new(about(
+    Stable,
+    "cairn_grpc_client_received_bytes_total",
+    &[METHOD],
+    "Bytes of messages that came in answers over gRPC, compressed if they were.",
+));
+
+/// Requests that were made again.
+pub static GRPC_CLIENT_RETRIES: Counter = Counter::new(about(
+    Stable,
+    "cairn_grpc_client_retries_total",
+    &[],
+    "Requests over gRPC that were made again, since the peer could not be reached.",
+));
+
+/// How many values there are of operation and outcome together.
+const OBJECT_REQUESTS: usize = count(&OBJECT_OPERATION) * count(&OBJECT_OUTCOME);
+
+/// Requests to an object store.
+pub static OBJECT_STORE_REQUESTS: Counter<OBJECT_REQUESTS> = Counter::new(about(
+    Stable,
+    "cairn_object_store_requests_total",
+    &[OBJECT_OPERATION, OBJECT_OUTCOME],
+    "Requests to an object store, each with all its attempts being one, by what came of them.",
+));
+
+/// How long the answers took.
+pub static OBJECT_STORE_DURATION: Histogram<{ count(&OBJECT_OPERATION) }> = Histogram::new(about(
+    Stable,
+    "cairn_object_store_request_duration_seconds",
+    &[OBJECT_OPERATION],
+    "Time to an object store's answer, for `get` to its beginning, with all attempts.",
+));
+
+/// Requests that were sent again.
+pub static OBJECT_STORE_RETRIES: Counter = Counter::new(about(
+    Stable,
+    "cairn_object_store_retries_total",
+    &[],
+    "Requests that were sent to an object store again.",
+));
+
+/// What came.
+pub static OBJECT_STORE_READ: Counter = Counter::new(about(
+    Stable,
+    "cairn_object_store_read_bytes_total",
+    &[],
+    "Bytes of objects that came from an object store.",
+));
+
+/// What went out.
+pub static OBJECT_STORE_WRITTEN: Counter = Counter::new(about(
+    Stable,
+    "cairn_object_store_written_bytes_total",
+    &[],
+    "Bytes of objects that an object store has taken.",
+));
+
+/// Requests of the kernel.
+pub static FUSE_DURATION: Histogram<{ count(&FUSE_OPERATION) }> = Histogram::new(about(
+    Stable,
+    "cairn_fuse_request_duration_seconds",
+    &[FUSE_OPERATION],
+    "Time from a request of the kernel, or of a virtual machine, to its answer.",
+));
+
+/// Those that failed.
+pub static FUSE_ERRORS: Counter<{ count(&ERRNO) }> = Counter::new(about(
+    Stable,
+    "cairn_fuse_errors_total",
+    &[ERRNO],
+    "Requests of the kernel that failed, by what the program was told; not what it could expect, \
+     such as a name that is not there or a write refused.",
+));
+
+/// What was read.
+pub static FUSE_READ: Counter = Counter::new(about(
+    Stable,
+    "cairn_fuse_read_bytes_total",
+    &[],
+    "Bytes of files that the kernel, or a virtual machine, was given when it asked.",
+));
+
+/// What was given unasked.
+pub static FUSE_STORED: Counter = Counter::new(about(
+    Experimental,
+    "cairn_fuse_stored_bytes_total",
+    &[],
+    "Bytes of files that the kernel was given before it asked.",
+));
+
+/// The threads that serve.
+pub static FUSE_THREADS: Level = Level::new(about(
+    Experimental,
+    "cairn_fuse_threads",
+    &[],
+    "Threads that serve a mount or a virtual machine, those included that wait for the store.",
+));
+
+/// What is being read ahead.
+pub static READ_AHEAD: Level = Level::new(about(
+    Experimental,
+    "cairn_read_ahead_in_flight",
+    &[],
+    "Parts of files that are being read ahead of somebody who reads in order.",
+));
+
+/// What was found near.
+pub static CACHE_HITS: Counter<{ count(&CACHE_LAYER) }> = Counter::new(about(
+    Stable,
+    "cairn_cache_hits_total",
+    &[CACHE_LAYER],
+    "What was found where it is kept.",
+));
+
+/// What was not.
+pub static CACHE_MISSES: Counter<{ count(&CACHE_LAYER) }> = Counter::new(about(
+    Stable,
+    "cairn_cache_misses_total",
+    &[CACHE_LAYER],
+    "What was not found there, and had to be fetched from the next layer.",
+));
+
+/// What was fetched.
+pub static CACHE_FETCHED: Counter<{ count(&CACHE_LAYER) }> = Counter::new(about(
+    Stable,
+    "cairn_cache_fetched_bytes_total",
+    &[CACHE_LAYER],
+    "Bytes that were fetched from the next layer.",
+));
+
+/// What is kept.
+pub static CACHE_BYTES: Reading<{ count(&CACHE_LAYER) }> = Reading::gauge(about(
+    Stable,
+    "cairn_cache_bytes",
+    &[CACHE_LAYER],
+    "What is kept takes so much, since something was last kept.",
+));
+
+/// What may be kept.
+pub static CACHE_BUDGET: Reading<{ count(&CACHE_LAYER) }> = Reading::gauge(about(
+    Stable,
+    "cairn_cache_budget_bytes",
+    &[CACHE_LAYER],
+    "What is kept may take so much.",
+));
+
+/// What made room.
+pub static CACHE_EVICTED: Counter = Counter::new(about(
+    Stable,
+    "cairn_cache_evicted_bytes_total",
+    &[],
+    "Bytes on the disk that the node cache has given up for others.",
+));
+
+/// What could not be kept.
+pub static CACHE_DROPPED: Counter = Counter::new(about(
+    Stable,
+    "cairn_cache_dropped_records_total",
+    &[],
+    "Records that came and could not be kept in the node cache: the disk is full, fails or is too \
+     slow.",
+));
+
+/// What is not what it should be.
+pub static VERIFICATION_FAILURES: Counter<{ count(&SOURCE) }> = Counter::new(about(
+    Stable,
+    "cairn_verification_failures_total",
+    &[SOURCE],
+    "What was read and is not what its digest or checksum says, by where it came from.",
+));
+
 /// All of them, in the order in which they are told.
 pub static INVENTORY: &[&dyn Metric] = &[
     &BUILD_INFO,
@@ -163,6 +601,36 @@ pub static INVENTORY: &[&dyn Metric] = &[
     &READY,
     &STORE_ANSWERS,
     &STORE_ANSWER_TIME,
+    &OPERATIONS,
+    &OPERATIONS_HANGING,
+    &GRPC_SERVER_REQUESTS,
+    &GRPC_SERVER_DURATION,
+    &GRPC_SERVER_RECEIVED,
+    &GRPC_SERVER_SENT,
+    &GRPC_CLIENT_REQUESTS,
+    &GRPC_CLIENT_DURATION,
+    &GRPC_CLIENT_SENT,
+    &GRPC_CLIENT_RECEIVED,
+    &GRPC_CLIENT_RETRIES,
+    &OBJECT_STORE_REQUESTS,
+    &OBJECT_STORE_DURATION,
+    &OBJECT_STORE_RETRIES,
+    &OBJECT_STORE_READ,
+    &OBJECT_STORE_WRITTEN,
+    &FUSE_DURATION,
+    &FUSE_ERRORS,
+    &FUSE_READ,
+    &FUSE_STORED,
+    &FUSE_THREADS,
+    &READ_AHEAD,
+    &CACHE_HITS,
+    &CACHE_MISSES,
+    &CACHE_FETCHED,
+    &CACHE_BYTES,
+    &CACHE_BUDGET,
+    &CACHE_EVICTED,
+    &CACHE_DROPPED,
+    &VERIFICATION_FAILURES,
 ];
 
 #[cfg(test)]

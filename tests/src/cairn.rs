@@ -230,9 +230,21 @@ impl Cairn {
     /// Serves the store on an address.
     #[track_caller]
     pub fn serve(&self, listen: &str) -> Daemon {
-        let mut process = self.start(["daemon", "--listen", listen]);
-        let (url, _) = process.wait_for("listening on ");
-        Daemon { process, url }
+        self.serve_with::<&str>(listen, [])
+    }
+
+    /// Serves the store on an address, with more arguments.
+    #[track_caller]
+    pub fn serve_with<A: AsRef<OsStr>>(
+        &self,
+        listen: &str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Daemon {
+        let mut words = ["daemon", "--listen", listen].map(OsString::from).to_vec();
+        words.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
+        let mut process = self.start(words);
+        let (url, said) = process.wait_for("listening on ");
+        Daemon { process, url, said }
     }
 }
 
@@ -312,6 +324,8 @@ fn detach(mountpoint: &Path) {
 pub struct Daemon {
     process: Running,
     url: String,
+    /// The lines that the command printed first.
+    pub said: Vec<String>,
 }
 
 impl Daemon {

@@ -17,6 +17,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod telling;
 pub mod tiny_disk;
 pub mod trees;
 pub mod usage;

@@ -78,7 +78,7 @@ impl Access {
 }
 
 /// A port of the loopback interface that nobody uses, as far as can be told.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -23,7 +23,7 @@ use futures::{
     StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming};
 
 use super::{
     HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_count, check_small,
@@ -35,7 +35,7 @@ use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
     blob_service::{BlobSource, BlobStream},
     chunking::CHUNK_MIN,
-    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, RETRIES, SendError, back_off},
+    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, PeerChannel, RETRIES, SendError, back_off},
     outboard::{
         Outboard, OutboardHasher,
         verify::{covering, verified},
@@ -73,17 +73,17 @@ impl GrpcBlobService {
         Self { peer, plain: Arc::default(), takes_zstd: Arc::default(), proofs: Arc::default() }
     }
 
-    fn snix(&self) -> SnixClient<Channel> {
+    fn snix(&self) -> SnixClient<PeerChannel> {
         let client = SnixClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
         crate::compressed!(self.peer, client)
     }
 
-    fn cairn(&self) -> CairnClient<Channel> {
+    fn cairn(&self) -> CairnClient<PeerChannel> {
         crate::compressed!(self.peer, self.cairn_by_pieces())
     }
 
     /// For what comes in pieces, each of which says whether it is compressed.
-    fn cairn_by_pieces(&self) -> CairnClient<Channel> {
+    fn cairn_by_pieces(&self) -> CairnClient<PeerChannel> {
         CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
     }
 
@@ -114,6 +114,7 @@ impl GrpcBlobService {
     }
 
     fn corrupt(&self, digest: &Digest, reason: &str) -> BlobError {
+        crate::verification::failed_far(self.peer.url());
         BlobError::Corrupt { digest: *digest, reason: format!("{}: {reason}", self.peer) }
     }
 

@@ -68,6 +68,7 @@ impl ObjectStoreBlobService {
     }
 
     fn corrupt(&self, digest: &Digest, reason: &str) -> BlobError {
+        crate::verification::failed_far(self.base.url());
         BlobError::Corrupt { digest: *digest, reason: format!("{}: {reason}", self.base) }
     }
 

@@ -134,6 +134,7 @@ impl Prover {
     }
 
     fn corrupt(&self, reason: &str) -> BlobError {
+        crate::verification::failed_far(&self.from);
         BlobError::Corrupt { digest: self.digest, reason: format!("{}: {reason}", self.from) }
     }
 

@@ -22,14 +22,14 @@ use cairn_proto::{
     },
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::{check_count, status::from_status};
 use crate::{
     Digest, Directory, DirectoryError, DirectoryService,
     closure::{InvalidClosure, check_leaves_first, check_root_first},
     directory_service::DirectoryStream,
-    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, SendError},
+    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PeerChannel, SendError},
 };
 
 /// The most directories that are fetched from a peer to be sent back to it: one that is not cairn
@@ -52,14 +52,14 @@ impl GrpcDirectoryService {
         Self { peer, plain: Arc::default() }
     }
 
-    fn snix(&self) -> SnixClient<Channel> {
+    fn snix(&self) -> SnixClient<PeerChannel> {
         let client = SnixClient::new(self.peer.channel())
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         crate::compressed!(self.peer, client)
     }
 
-    fn cairn(&self) -> CairnClient<Channel> {
+    fn cairn(&self) -> CairnClient<PeerChannel> {
         let client = CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
         crate::compressed!(self.peer, client)
     }
@@ -235,6 +235,7 @@ impl DirectoryService for GrpcDirectoryService {
         };
         let sent = directory.digest();
         if sent != *digest {
+            crate::verification::failed_far(self.peer.url());
             let reason = format!("{}: directory {sent} came for it", self.peer);
             return Err(DirectoryError::Corrupt { digest: *digest, reason });
         }

@@ -92,6 +92,7 @@ impl ObjectStoreDirectoryService {
     }
 
     fn corrupt(&self, digest: &Digest, reason: impl fmt::Display) -> DirectoryError {
+        crate::verification::failed_far(self.base.url());
         DirectoryError::Corrupt { digest: *digest, reason: format!("{}: {reason}", self.base) }
     }
 

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cairn_telemetry::inventory::CACHE_DROPPED;
 use parking_lot::Mutex;
 
 use self::pending::{Pending, Work};
@@ -154,7 +155,7 @@ impl LocalCache {
     /// Takes records to be kept, if there is room for them to wait in. Does not wait.
     pub(crate) fn keep(&self, records: Vec<Record>) {
         let dropped = self.inner.pending.keep(records);
-        self.inner.dropped.fetch_add(dropped, Ordering::Relaxed);
+        self.inner.note_dropped(dropped);
     }
 
     /// Forgets a key. Does not wait; from here on it is not there.
@@ -238,6 +239,11 @@ impl Drop for LocalCache {
 }
 
 impl Inner {
+    fn note_dropped(&self, count: u64) {
+        self.dropped.fetch_add(count, Ordering::Relaxed);
+        CACHE_DROPPED.add(count);
+    }
+
     /// What came of it, or nothing, with a warning if it is more than damage.
     fn unless_it_fails<T>(&self, outcome: Result<T, LocalError>) -> Option<T> {
         match outcome {
@@ -267,7 +273,7 @@ impl Inner {
                     let written = self.write(&batch);
                     let pause = written.is_err().then_some(PAUSE);
                     if let Err(error) = written {
-                        self.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                        self.note_dropped(batch.len() as u64);
                         self.write_warnings.warn(|| {
                             tracing::warn!(
                                 cache = %self.store,

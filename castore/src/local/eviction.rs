@@ -11,6 +11,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use cairn_telemetry::inventory::{self, CacheLayer};
 use parking_lot::Mutex;
 
 use super::{
@@ -124,7 +125,10 @@ impl LocalStore {
     fn make_room(&self, bytes: u64) -> Result<(), LocalError> {
         let Some(eviction) = &self.eviction else { return Ok(()) };
         let most = eviction.budget.saturating_sub(eviction.spare);
-        if self.used_bytes()?.saturating_add(bytes) <= most {
+        let used = self.used_bytes()?;
+        inventory::CACHE_BUDGET.set_at(CacheLayer::Node as usize, eviction.budget as f64);
+        inventory::CACHE_BYTES.set_at(CacheLayer::Node as usize, used as f64);
+        if used.saturating_add(bytes) <= most {
             return Ok(());
         }
         let _alone = self.rewriting.lock();
@@ -199,7 +203,9 @@ impl LocalStore {
         drop(file);
         self.packs.remove(id)?;
         eviction.marks.forget(id);
-        eviction.evicted.fetch_add(length.saturating_sub(carried), Ordering::Relaxed);
+        let evicted = length.saturating_sub(carried);
+        eviction.evicted.fetch_add(evicted, Ordering::Relaxed);
+        inventory::CACHE_EVICTED.add(evicted);
         tracing::debug!(cache = %self, pack = id, length, carried, "made room");
         Ok(true)
     }

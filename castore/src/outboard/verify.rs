@@ -70,6 +70,7 @@ pub fn verified(
 }
 
 fn corrupt(outboard: &Outboard, from: &str, reason: &str) -> BlobError {
+    crate::verification::failed_far(from);
     BlobError::Corrupt { digest: *outboard.digest(), reason: format!("{from}: {reason}") }
 }
 

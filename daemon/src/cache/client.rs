@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
     cache::{CacheStats, warm::Warmed},
-    grpc::{GrpcPeer, MESSAGE_MAX},
+    grpc::{GrpcPeer, MESSAGE_MAX, PeerChannel},
     local::{Kind, LocalError, cache::LocalCacheUsage},
     profile::Profile,
 };
@@ -19,7 +19,7 @@ use cairn_proto::cairn::v1::{
 };
 use cairn_store::store_path::OutputHash;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{CacheControl, CacheReport, ControlError, Warming};
 use crate::local_owner::{Reachable, SocketPlace};
@@ -64,7 +64,7 @@ impl PeerCache {
         Self { peer, _reachable: reachable }
     }
 
-    fn client(&self) -> CacheServiceClient<Channel> {
+    fn client(&self) -> CacheServiceClient<PeerChannel> {
         CacheServiceClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX)
     }
 

@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use cairn_proto::snix::castore::v1::{BlobChunk, blob_service_client::BlobServiceClient};
+use futures::{StreamExt as _, stream};
+use rustix::process::Signal;
+use tonic::transport::Endpoint;
+
 use crate::process::{Running, cairn, cairn_on, run};
 
 /// The head and the body of an answer.
@@ -92,11 +97,65 @@ fn what_is_not_asked_as_it_should_be_is_refused() {
     let (head, _) = exchange(address, &format!("GET /livez HTTP/1.1\r\n{many}\r\n"));
     assert!(head.starts_with("HTTP/1.1 431 "), "{head}");
     let long = format!("GET /livez HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(12 * 1024));
-    assert!(exchange(address, &long.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).0.contains("200"));
+    assert!(
+        exchange(address, &long.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))
+            .0
+            .contains("200")
+    );
     let nonsense = exchange(address, "\x16\x03\x01 what?\r\n\r\n").0;
     assert!(nonsense.is_empty() || nonsense.starts_with("HTTP/1.1 400 "), "{nonsense}");
     assert_eq!(get(address, "/livez"), (200, "ok\n".to_owned()));
     daemon.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_drains_is_live_and_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = cairn_on(&folder.path().join("store"));
+    command.args(["daemon", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let mut daemon = Running::start(&mut command);
+    let address = daemon.line("telling of itself on http://").parse().unwrap();
+    let url = daemon.line("listening on grpc+");
+    eventually(address, "/readyz", &(200, "ok\n".to_owned()));
+    // A request that is under way keeps it from ending.
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let (sent, is_sent) = tokio::sync::oneshot::channel::<()>();
+    let chunks = chunks_until(sent, finished);
+    let channel = Endpoint::new(url).unwrap().connect().await.unwrap();
+    let mut client = BlobServiceClient::new(channel);
+    let put = tokio::spawn(async move { client.put(chunks).await });
+    is_sent.await.unwrap();
+    let under_way = "cairn_operations_in_flight{kind=\"grpc_server\"} 1\n";
+    for _ in 0..1000 {
+        if get(address, "/metrics").1.contains(under_way) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    daemon.signal(Signal::TERM);
+    eventually(address, "/readyz", &(503, "ending: no more work is taken\n".to_owned()));
+    assert_eq!(get(address, "/livez"), (200, "ok\n".to_owned()));
+    assert_eq!(get(address, "/healthz").0, 503);
+    finish.send(()).unwrap();
+    put.await.unwrap().unwrap();
+    let (status, stderr) = daemon.wait();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+/// A blob's chunks, of which the last comes when it is told to.
+fn chunks_until(
+    sent: tokio::sync::oneshot::Sender<()>,
+    finished: tokio::sync::oneshot::Receiver<()>,
+) -> impl futures::Stream<Item = BlobChunk> + Send + 'static {
+    let chunk = |data: &'static [u8]| BlobChunk { data: data.into() };
+    let first = stream::once(async move { chunk(b"first") });
+    let last = stream::once(async move {
+        // Asked for only when the first has gone out.
+        sent.send(()).unwrap();
+        finished.await.unwrap();
+        chunk(b"last")
+    });
+    first.chain(last)
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use cairn_telemetry::inventory::FUSE_STORED;
 use fuse_backend_rs::{
     abi::fuse_abi::{InHeader, NotifyOpcode, NotifyStoreOut, Opcode, OutHeader},
     api::server::{MAX_BUFFER_SIZE, Server},
@@ -31,7 +32,11 @@ use super::{
     init,
     interrupts::{self, Interrupts, Serving},
 };
-use crate::{file_system::CairnFs, inodes::NodeId};
+use crate::{
+    file_system::CairnFs,
+    inodes::NodeId,
+    measures::{Timed, Worker},
+};
 
 /// The most bytes of a file or listing that one request asks for.
 pub(crate) const PAYLOAD_BYTES: usize = MAX_BUFFER_SIZE as usize;
@@ -180,6 +185,7 @@ impl Crew {
 
     fn serve(self: Arc<Self>) {
         let serving = self.interrupts.enter();
+        let worker = Worker::enter();
         let mut request = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
         let mut reply = vec![0; PAYLOAD_BYTES + HEADER_BYTES];
         loop {
@@ -194,10 +200,12 @@ impl Crew {
                 }
             };
             self.requests.fetch_add(1, Ordering::Relaxed);
+            worker.begin();
             self.state.lock().idle -= 1;
             if let Some(request) = request.get_mut(..length) {
                 self.answer(&serving, request, &mut reply);
             }
+            worker.end();
             let mut state = self.state.lock();
             if state.idle >= self.idle_max {
                 state.threads -= 1;
@@ -218,6 +226,7 @@ impl Crew {
     /// Answers one request. Whatever goes wrong, the program that waits for it is told.
     fn answer(&self, serving: &Serving<'_>, request: &mut [u8], reply: &mut [u8]) {
         let Some(Header { opcode, unique, pid }) = header_of(request) else { return };
+        let _timed = Timed::new(opcode);
         if opcode == Opcode::Interrupt as u32 {
             return self.interrupt(unique, request);
         }
@@ -273,6 +282,7 @@ impl Crew {
         head.extend_from_slice(&0_u32.to_ne_bytes());
         rustix::io::writev(&self.device, &[IoSlice::new(&head), IoSlice::new(bytes)])?;
         self.stored.fetch_add(1, Ordering::Relaxed);
+        FUSE_STORED.add(bytes.len() as u64);
         Ok(())
     }
 

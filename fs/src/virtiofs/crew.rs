@@ -29,7 +29,10 @@ use rustix::{
 use vm_memory::{ByteValued, Bytes as _};
 
 use super::ring::{Chain, Ring, Taken, signal};
-use crate::file_system::CairnFs;
+use crate::{
+    file_system::CairnFs,
+    measures::{Timed, Worker},
+};
 
 /// The most bytes of a file or listing that one request gets.
 const PAYLOAD_BYTES: u32 = MAX_BUFFER_SIZE;
@@ -185,12 +188,15 @@ impl Crew {
 
     fn serve(self: Arc<Self>) {
         let mut buffer = vec![0; REQUEST_BYTES];
+        let worker = Worker::enter();
         let mut last = 0;
         while let Some((ring, taken)) = self.next(&mut last) {
             self.state.lock().idle -= 1;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            worker.begin();
             let written = self.answer(&taken.chain, &mut buffer);
             ring.give_back(&taken, written);
+            worker.end();
             let mut state = self.state.lock();
             if state.idle >= self.idle_max {
                 return self.leave(&mut state);
@@ -245,6 +251,7 @@ impl Crew {
             tracing::debug!(bytes = request.len(), "a guest sent what is no request");
             return 0;
         };
+        let _timed = Timed::new(header.opcode);
         let is = |opcode: Opcode| header.opcode == opcode as u32;
         if is(Opcode::Read) || is(Opcode::Readdir) || is(Opcode::Readdirplus) {
             limit_size(request);

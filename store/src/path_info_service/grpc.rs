@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
     Node,
-    grpc::{GrpcPeer, MESSAGE_MAX},
+    grpc::{GrpcPeer, MESSAGE_MAX, PeerChannel},
 };
 use cairn_proto::{
     cairn::v1::{self as cairn, path_info_service_client::PathInfoServiceClient as CairnClient},
@@ -24,7 +24,7 @@ use cairn_proto::{
     },
 };
 use futures::TryStreamExt as _;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::{
     NarWitness, PAGE_MAX, PathInfoError, PathInfoService, TreeTeller,
@@ -58,12 +58,12 @@ impl GrpcPathInfoService {
         Self { peer, plain: Arc::default(), window: Arc::default() }
     }
 
-    fn snix(&self) -> SnixClient<Channel> {
+    fn snix(&self) -> SnixClient<PeerChannel> {
         let client = SnixClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
         cairn_castore::compressed!(self.peer, client)
     }
 
-    fn cairn(&self) -> CairnClient<Channel> {
+    fn cairn(&self) -> CairnClient<PeerChannel> {
         let client = CairnClient::new(self.peer.channel()).max_decoding_message_size(MESSAGE_MAX);
         cairn_castore::compressed!(self.peer, client)
     }

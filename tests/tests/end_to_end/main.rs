@@ -22,5 +22,6 @@ mod refusals;
 mod semantics;
 mod serving;
 mod sharing;
+mod telemetry;
 mod virtiofs;
 mod writable;
