@@ -22,6 +22,7 @@ use crate::{
     server::systemd::HandedOver,
     services::{OpenServices, ServiceArgs},
     space::LocalSpace,
+    traces::Traces,
 };
 
 /// A content-addressed store that can be mounted: trees go in by what they contain, and come out
@@ -136,9 +137,17 @@ impl Context {
 }
 
 impl Cli {
-    /// Starts to log; the file that is logged to, if it is one.
-    pub(crate) fn start_logging(&self) -> Result<Option<File>, Failure> {
-        self.logging.start(self.in_background)
+    /// Starts to log, and to send traces; the file that is logged to, if it is one, and the way of
+    /// the traces. Must be called within the runtime.
+    pub(crate) fn start_logging(&self) -> Result<(Option<File>, Option<Traces>), Failure> {
+        let traces = match &self.command {
+            Command::Mount(args) => args.traces.start()?,
+            Command::Virtiofs(args) => args.traces.start()?,
+            Command::Daemon(args) => args.traces.start()?,
+            _ => None,
+        };
+        let log_file = self.logging.start(self.in_background, traces.as_ref())?;
+        Ok((log_file, traces))
     }
 
     /// Runs the command. The sockets are those that whoever started the process handed over.

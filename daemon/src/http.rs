@@ -45,7 +45,7 @@ use crate::{
 const CONNECTIONS_MAX: usize = 64;
 
 /// How long a request may take to come, and a connection to be silent.
-const HEADER_TIME: Duration = Duration::from_secs(10);
+const HEADER_TIME: Duration = Duration::from_secs(30);
 
 /// How long a connection lasts at most. Whoever wants to know more makes another.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);

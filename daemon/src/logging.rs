@@ -7,14 +7,18 @@ use std::{
     path::PathBuf,
 };
 
+use cairn_telemetry::trace;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
-    EnvFilter,
-    fmt::{format::FmtSpan, writer::BoxMakeWriter},
+    EnvFilter, Layer as _,
+    filter::Targets,
+    fmt::{self, format::FmtSpan, writer::BoxMakeWriter},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use self::syslog::Syslog;
-use crate::exit::Failure;
+use crate::{exit::Failure, traces::Traces};
 
 mod syslog;
 
@@ -70,7 +74,11 @@ impl std::fmt::Display for LogFormat {
 impl LoggingArgs {
     /// Starts to log: to the file if there is to be one, which is returned, else to the system's
     /// log for a process in the background, else to standard error.
-    pub(crate) fn start(&self, in_background: bool) -> Result<Option<File>, Failure> {
+    pub(crate) fn start(
+        &self,
+        in_background: bool,
+        traces: Option<&Traces>,
+    ) -> Result<Option<File>, Failure> {
         let log_file = self.log_file.as_ref().map(|path| {
             let file = File::options().create(true).append(true).open(path);
             file.map_err(|error| {
@@ -110,14 +118,22 @@ impl LoggingArgs {
             Ok(directives) if !directives.is_empty() => EnvFilter::new(directives),
             _ => EnvFilter::new(format!("{others}{quiet},{ours}")),
         };
-        let lines = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_span_events(FmtSpan::NONE)
-            .with_writer(writer);
-        match self.log_format {
-            LogFormat::Text => lines.with_ansi(has_colours).init(),
-            LogFormat::Json => lines.json().init(),
-        }
+        let lines = fmt::layer().with_span_events(FmtSpan::NONE).with_writer(writer);
+        let lines = match self.log_format {
+            LogFormat::Text => lines.with_ansi(has_colours).boxed(),
+            LogFormat::Json => lines.json().boxed(),
+        };
+        let spans = traces.map(|traces| {
+            let wanted = Targets::new().with_target(trace::TARGET, LevelFilter::INFO);
+            tracing_opentelemetry::layer()
+                .with_tracer(traces.tracer())
+                .with_location(false)
+                .with_threads(false)
+                .with_target(false)
+                .with_tracked_inactivity(false)
+                .with_filter(wanted)
+        });
+        tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
         Ok(log_file)
     }
 

@@ -21,22 +21,31 @@ mod server;
 mod services;
 mod signals;
 mod space;
+mod traces;
 
 fn main() -> ExitCode {
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
     let cli = cli::Cli::parse();
-    let log_file = match cli.start_logging() {
-        Ok(log_file) => log_file,
-        Err(failure) => return failure.report(),
-    };
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().thread_name("cairn").enable_all().build()
         {
             Ok(runtime) => runtime,
             Err(error) => return exit::Failure::new("no thread can be started", error).report(),
         };
+    let told = {
+        // Traces are sent by it.
+        let _entered = runtime.enter();
+        cli.start_logging()
+    };
+    let (log_file, traces) = match told {
+        Ok(told) => told,
+        Err(failure) => return failure.report(),
+    };
     let result = runtime.block_on(cli.run(sockets, log_file));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // A thread that waits, for a reader of standard output say, must not keep the process.
     runtime.shutdown_background();
     match result {

@@ -13,13 +13,13 @@ use cairn_castore::{
     address::{Address, CacheAddress, GrpcAddress, ObjectAddress},
     blob_service::{
         cache::CacheBlobService, grpc::GrpcBlobService, memory::MemoryBlobService,
-        object_store::ObjectStoreBlobService,
+        object_store::ObjectStoreBlobService, traced::TracedBlobService,
     },
     byte_size::InvalidByteSize,
     cache::Near,
     directory_service::{
         cache::CacheDirectoryService, grpc::GrpcDirectoryService, memory::MemoryDirectoryService,
-        object_store::ObjectStoreDirectoryService,
+        object_store::ObjectStoreDirectoryService, traced::TracedDirectoryService,
     },
     grpc::GrpcPeer,
     local::cache::CACHE_MIN,
@@ -29,9 +29,10 @@ use cairn_store::{
     PathInfoService, Services,
     path_info_service::{
         cache::CachePathInfoService, grpc::GrpcPathInfoService, memory::MemoryPathInfoService,
-        object_store::ObjectStorePathInfoService,
+        object_store::ObjectStorePathInfoService, traced::TracedPathInfoService,
     },
 };
+use cairn_telemetry::trace;
 
 use crate::{
     cache::{CacheControl, default_budget},
@@ -286,11 +287,13 @@ impl OpenServices {
         };
         let path_infos =
             opener.path_infos(&path_infos_at, blobs.clone(), directories.clone()).await?;
-        let mut services = Services { blobs, directories, path_infos };
+        let layers = [&blobs_at, &directories_at, &path_infos_at].map(layer);
+        let mut services = traced(Services { blobs, directories, path_infos }, layers);
         let mut local: Vec<_> = opener.local.into_values().collect();
         let mut control = None;
         if let Some(cache) = cache {
             let (near, shared) = cached(&cache, &services).await?;
+            let near = traced(near, ["cache"; 3]);
             control = shared.as_ref().and_then(|shared| shared.control());
             local.splice(0..0, shared);
             if cache.blobs {
@@ -318,6 +321,30 @@ impl OpenServices {
         for store in self.local {
             store.close().await;
         }
+    }
+}
+
+/// What traces call what is at an address.
+fn layer(address: &Address) -> &'static str {
+    match address {
+        Address::Memory => "memory",
+        Address::Local(_) => "local",
+        Address::ObjectStore(_) => "bucket",
+        Address::Grpc(_) => "peer",
+        Address::Cache(_) => "cache",
+    }
+}
+
+/// The services with their calls as spans, if there are traces.
+fn traced(services: Services, layers: [&'static str; 3]) -> Services {
+    if !trace::is_on() {
+        return services;
+    }
+    let [blobs, directories, path_infos] = layers;
+    Services {
+        blobs: Arc::new(TracedBlobService::new(services.blobs, blobs)),
+        directories: Arc::new(TracedDirectoryService::new(services.directories, directories)),
+        path_infos: Arc::new(TracedPathInfoService::new(services.path_infos, path_infos)),
     }
 }
 

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use cairn_castore::{Digest, Directory};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::timeout};
+use tracing::{Instrument as _, Span};
 
 use self::{
     courses::{Courses, Extension, Way},
@@ -69,8 +70,8 @@ struct Shared {
 }
 
 enum Job {
-    /// Files to be read, and where to send what takes time.
-    Read(Batch, SyncSender<Job>),
+    /// Files to be read, where to send what takes time, and the request that it is done for.
+    Read(Batch, SyncSender<Job>, Span),
     /// Files that have been fetched.
     Store(Batch, Vec<Option<Bytes>>),
 }
@@ -174,7 +175,7 @@ impl CairnFs {
                 file.place = self.content_place(place.ino, name);
             }
             // A thread that is far behind would only repeat what readers have done themselves.
-            let _ = jobs.try_send(Job::Read(batch, jobs.clone()));
+            let _ = jobs.try_send(Job::Read(batch, jobs.clone(), Span::current()));
         }
         if begins && self.reads.are_slow() {
             let extension = ahead.shared.courses.lock().begin(&place.digest);
@@ -189,7 +190,7 @@ impl Shared {
     fn serve(self: &Arc<Self>, jobs: &Receiver<Job>) {
         for job in jobs {
             match job {
-                Job::Read(batch, jobs) => self.read(batch, jobs),
+                Job::Read(batch, jobs, span) => span.in_scope(|| self.read(batch, jobs)),
                 Job::Store(batch, contents) => {
                     for (file, bytes) in batch.files.iter().zip(contents) {
                         match (self.taker(&batch, file), bytes) {
@@ -226,7 +227,7 @@ impl Shared {
     fn fetch(self: &Arc<Self>, batch: Batch, jobs: SyncSender<Job>) {
         let Ok(permit) = self.fetches.clone().try_acquire_owned() else { return };
         let shared = self.clone();
-        self.waiter.runtime().spawn(async move {
+        let fetch = async move {
             let wanted: Vec<_> = batch.files.iter().map(|file| (file.digest, file.size)).collect();
             let is_wanted = |at: usize| batch.wants(&batch.files[at]);
             let fetched = shared.reads.fetch_many(&wanted, is_wanted, &shared.waiter);
@@ -238,13 +239,14 @@ impl Shared {
                 Err(_) => tracing::debug!("reading ahead took too long"),
             }
             drop(permit);
-        });
+        };
+        self.waiter.runtime().spawn(fetch.in_current_span());
     }
 
     /// Finds out which directories come next, and fetches their first files.
     fn extend(self: &Arc<Self>, way: Way, extension: Extension) {
         let shared = self.clone();
-        self.waiter.runtime().spawn(async move {
+        let extend = async move {
             let has_files = |directory: &Directory| !first_files(directory.entries(), 0).is_empty();
             let next = way.next(&shared.directories, extension.wanted(), has_files);
             let next = match timeout(shared.waiter.deadline() / PATIENCE, next).await {
@@ -277,7 +279,8 @@ impl Shared {
                 }
             });
             futures::future::join_all(fetches).await;
-        });
+        };
+        self.waiter.runtime().spawn(extend.in_current_span());
     }
 
     /// The inode of a file that the kernel is to have: one that it knows, and is not to ask for.

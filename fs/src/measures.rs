@@ -7,8 +7,10 @@ use cairn_telemetry::{
     inventory::{FUSE_DURATION, FUSE_THREADS, FuseOperation},
     metric::One,
     operations::{self, Place},
+    trace,
 };
 use fuse_backend_rs::abi::fuse_abi::Opcode;
+use tracing::span::EnteredSpan;
 
 /// A thread that serves, as long as this is there.
 pub(crate) struct Worker {
@@ -41,6 +43,11 @@ pub(crate) struct Timed {
 impl Timed {
     pub(crate) fn new(opcode: u32) -> Self {
         Self { operation: operation(opcode), start: Instant::now() }
+    }
+
+    /// Makes what is done until this is dropped part of the request, for traces.
+    pub(crate) fn within(&self) -> EnteredSpan {
+        trace::begin("fuse", self.operation.name()).entered()
     }
 }
 

@@ -23,6 +23,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle, GuardResult},
 };
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::{errno::FsError, wait::Waiter};
 
@@ -259,7 +260,7 @@ impl Reads {
                 tracing::debug!(digest = %window.0, offset = window.1, %error, "reading ahead failed");
             }
         };
-        ahead.spawn_on(task, waiter.runtime());
+        ahead.spawn_on(task.in_current_span(), waiter.runtime());
     }
 }
 

@@ -12,6 +12,7 @@ pub mod object_store;
 mod status;
 mod teller;
 pub mod told;
+pub mod traced;
 mod window;
 
 use std::fmt;

@@ -14,11 +14,13 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+use tracing::{Instrument as _, Span};
 
 use crate::{
     inventory::{self, CODE, OTHER_METHOD, PATHS},
     metric::{Counter, Histogram},
     operations::{self, Place},
+    trace,
 };
 
 /// Which side of a connection this is.
@@ -99,16 +101,26 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let side = self.side;
         let method = method(request.uri().path());
         // Those that are none of ours may be meant to stay: who watches the health of a server does.
         let place = (method != OTHER_METHOD).then(|| side.begin());
-        let call = Call { side, method, start: Instant::now(), code: OnceLock::new(), place };
+        let name = PATHS.get(method).map_or("other", |path| path.trim_start_matches('/'));
+        let span = match side {
+            Side::Server => trace::answer(request.headers(), "grpc", name),
+            Side::Client => trace::ask("grpc", name),
+        };
+        if side == Side::Client {
+            trace::tell(&span, request.headers_mut());
+        }
+        let within = span.clone();
+        let call = Call { span, side, method, start: Instant::now(), code: OnceLock::new(), place };
         let [sent, answered] = side.bytes();
         let request =
             request.map(|body| Body::new(Counted { body, bytes: sent, method, call: None }));
-        let answer = self.inner.call(request);
+        let answer = within.in_scope(|| self.inner.call(request));
+        let answer = answer.instrument(within);
         Box::pin(async move {
             // Told when it is dropped, however that comes about.
             let call = call;
@@ -135,6 +147,7 @@ where
 /// A request that is under way. Counted when it is dropped.
 #[derive(Debug)]
 struct Call {
+    span: Span,
     side: Side,
     method: usize,
     start: Instant,
@@ -167,6 +180,9 @@ impl Drop for Call {
     fn drop(&mut self) {
         // Who asked has lost interest, or the connection broke.
         let code = self.code.get().copied().unwrap_or(Code::Cancelled);
+        if !matches!(code, Code::Ok | Code::NotFound | Code::AlreadyExists | Code::Cancelled) {
+            trace::failed(&self.span, code.description());
+        }
         self.side.requests().add_at(self.method * CODE.values.len() + code as usize, 1);
         self.side.durations().observe_at(self.method, self.start.elapsed());
     }
@@ -189,6 +205,7 @@ impl HttpBody for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let _within = self.call.as_ref().map(|call| call.span.clone().entered());
         let polled = Pin::new(&mut self.body).poll_frame(context);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {

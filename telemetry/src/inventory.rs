@@ -24,6 +24,13 @@ macro_rules! label {
         impl $type {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$value,)*];
+
+            /// What the label says.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)*
+                }
+            }
         }
 
         #[doc = concat!("The label `", $name, "`.")]

@@ -159,7 +159,8 @@ impl Cairn {
         for name in ["BLOB", "DIRECTORY", "PATH_INFO"] {
             command.env_remove(format!("{name}_SERVICE_ADDR"));
         }
-        for name in ["CAIRN_CACHE", "CAIRN_CACHE_SIZE", "CAIRN_HTTP"] {
+        for name in ["CAIRN_CACHE", "CAIRN_CACHE_SIZE", "CAIRN_HTTP", "OTEL_EXPORTER_OTLP_ENDPOINT"]
+        {
             command.env_remove(name);
         }
         if let Some(cache) = &self.cache {

@@ -155,3 +155,15 @@ pub fn executable(path: &Path, content: impl AsRef<[u8]>) {
 pub fn base_name(path: &str) -> &str {
     Path::new(path).file_name().and_then(OsStr::to_str).unwrap()
 }
+
+/// Makes every file below a folder one of other bytes.
+pub fn damage(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            damage(&entry.path());
+        } else {
+            fs::write(entry.path(), "nonsense").unwrap();
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, future::Future, hash::Hash, sync::Arc, time
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
+use tracing::Instrument as _;
 
 /// How long one fetch may take in all. Services have deadlines of their own, which are shorter; this
 /// is for one that keeps sending without getting anywhere.
@@ -94,11 +95,13 @@ impl<V: Clone, E> Passenger<V, E> {
 
 /// Starts a fetch that ends by itself, and in time.
 pub(crate) fn depart(fetch: impl Future<Output = ()> + Send + 'static) {
-    tokio::spawn(async move {
+    let fetch = async move {
         if timeout(FETCH_TIME, fetch).await.is_err() {
             tracing::warn!(seconds = FETCH_TIME.as_secs(), "a fetch took too long and is given up");
         }
-    });
+    };
+    // Part of what is done for the first who waits.
+    tokio::spawn(fetch.in_current_span());
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use cairn_telemetry::{
         OBJECT_OUTCOME, OBJECT_STORE_DURATION, OBJECT_STORE_READ, OBJECT_STORE_REQUESTS,
         OBJECT_STORE_RETRIES, OBJECT_STORE_WRITTEN, ObjectOperation, ObjectOutcome,
     },
-    operations,
+    operations, trace,
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use object_store::{
@@ -23,6 +23,7 @@ use object_store::{
     path::Path,
 };
 use tokio::task_local;
+use tracing::Instrument as _;
 
 task_local! {
     /// How often the request of this task was sent.
@@ -84,10 +85,15 @@ async fn measured<T>(
     request: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let mut asked = Asked::new(operation);
+    let span = trace::ask("object store", operation.name());
+    let request = request.instrument(span.clone());
     let (result, sent) =
         SENT.scope(Default::default(), async { (request.await, SENT.with(Cell::get)) }).await;
     OBJECT_STORE_RETRIES.add(sent.saturating_sub(1));
     asked.note(&result);
+    if asked.outcome == ObjectOutcome::Failed {
+        trace::failed(&span, "the object store failed");
+    }
     result
 }
 

@@ -17,6 +17,7 @@ use crate::{
         systemd::{self, HandedOver},
     },
     signals::EndSignals,
+    traces::TraceArgs,
 };
 
 /// How long requests that are under way may take to finish when the daemon is told to end.
@@ -55,6 +56,8 @@ pub(crate) struct DaemonArgs {
     serve: Vec<Service>,
     #[command(flatten)]
     http: HttpArgs,
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

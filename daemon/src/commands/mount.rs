@@ -33,6 +33,7 @@ use crate::{
     http::{HttpArgs, Telling},
     output::Output,
     signals::EndSignals,
+    traces::TraceArgs,
 };
 
 /// What is printed, with the mountpoint behind it, once the mount answers.
@@ -98,6 +99,8 @@ pub(crate) struct MountArgs {
     grace: u64,
     #[command(flatten)]
     http: HttpArgs,
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
 }
 
 impl MountArgs {

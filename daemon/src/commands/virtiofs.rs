@@ -23,6 +23,7 @@ use crate::{
     output::Output,
     server::listener::{ListenError, bind_unix},
     signals::EndSignals,
+    traces::TraceArgs,
 };
 
 /// How long to wait after a connection could not be accepted (no file descriptor left, say).
@@ -66,6 +67,8 @@ pub(crate) struct VirtiofsArgs {
     queues: Option<u16>,
     #[command(flatten)]
     http: HttpArgs,
+    #[command(flatten)]
+    pub(crate) traces: TraceArgs,
 }
 
 impl VirtiofsArgs {

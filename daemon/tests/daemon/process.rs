@@ -11,7 +11,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Variables that would change what the binary does.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 10] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
     "CAIRN_HTTP",
     "CAIRN_STORE",
     "BLOB_SERVICE_ADDR",

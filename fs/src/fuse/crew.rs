@@ -226,7 +226,8 @@ impl Crew {
     /// Answers one request. Whatever goes wrong, the program that waits for it is told.
     fn answer(&self, serving: &Serving<'_>, request: &mut [u8], reply: &mut [u8]) {
         let Some(Header { opcode, unique, pid }) = header_of(request) else { return };
-        let _timed = Timed::new(opcode);
+        let timed = Timed::new(opcode);
+        let _within = timed.within();
         if opcode == Opcode::Interrupt as u32 {
             return self.interrupt(unique, request);
         }

@@ -251,7 +251,8 @@ impl Crew {
             tracing::debug!(bytes = request.len(), "a guest sent what is no request");
             return 0;
         };
-        let _timed = Timed::new(header.opcode);
+        let timed = Timed::new(header.opcode);
+        let _within = timed.within();
         let is = |opcode: Opcode| header.opcode == opcode as u32;
         if is(Opcode::Read) || is(Opcode::Readdir) || is(Opcode::Readdirplus) {
             limit_size(request);

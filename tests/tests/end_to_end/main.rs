@@ -23,5 +23,6 @@ mod semantics;
 mod serving;
 mod sharing;
 mod telemetry;
+mod tracing;
 mod virtiofs;
 mod writable;

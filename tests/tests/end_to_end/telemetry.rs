@@ -8,7 +8,7 @@ use cairn_tests::{
     object_stores::S3,
     process::eventually,
     telling::{Samples, Telling},
-    trees,
+    trees::{self, damage},
 };
 use rustix::process::Signal;
 
@@ -133,18 +133,6 @@ fn what_is_wrong_in_a_bucket_is_counted_on_both_sides() {
     has_moved(&samples, "cairn_verification_failures_total", &["layer=\"object_store\""]);
     has_moved(&telling.metrics(), "cairn_fuse_errors_total", &["errno=\"EIO\""]);
     mounted.stop(Signal::TERM).succeeded();
-}
-
-/// Makes every file below a folder one of other bytes.
-fn damage(folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            damage(&entry.path());
-        } else {
-            fs::write(entry.path(), "nonsense").unwrap();
-        }
-    }
 }
 
 #[test]
