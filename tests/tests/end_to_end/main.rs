@@ -15,6 +15,7 @@ mod lying_peers;
 mod main_job;
 mod model;
 mod mounting;
+mod observing;
 mod profiles;
 mod programs;
 mod real_tree;
