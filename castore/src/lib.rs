@@ -26,6 +26,10 @@ pub mod outboard;
 mod place;
 pub mod profile;
 pub mod roots;
+#[cfg(test)]
+mod test_trees;
+pub mod tree_directories;
+pub mod tree_walk;
 
 pub use address::Address;
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};
