@@ -30,6 +30,7 @@ pub mod roots;
 mod test_trees;
 pub mod tree_directories;
 pub mod tree_walk;
+pub mod usage;
 
 pub use address::Address;
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io, process};
 
 use cairn_castore::{
     BlobError, BoxError, DirectoryError, cache::warm::WarmError, export::ExportError,
-    local::LocalError, object_base::ObjectBaseError,
+    local::LocalError, object_base::ObjectBaseError, tree_walk::WalkError,
 };
 use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
@@ -190,6 +190,10 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
         return blob_advice(error);
     }
     if let Some(error) = error.downcast_ref::<DirectoryError>() {
+        return directory_advice(error);
+    }
+    // What it wraps is not its source.
+    if let Some(WalkError::Directory(error)) = error.downcast_ref::<WalkError>() {
         return directory_advice(error);
     }
     if let Some(error) = error.downcast_ref::<LocalError>() {

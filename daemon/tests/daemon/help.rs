@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 20] = [
     "import",
     "mount",
     "umount",
@@ -13,8 +13,11 @@ const COMMANDS: [&str; 17] = [
     "export",
     "copy",
     "ls",
+    "tree",
     "cat",
     "stat",
+    "find",
+    "du",
     "path-info",
     "list",
     "cache",

@@ -1,0 +1,184 @@
+//! The commands that look into stores and compare what is in them: what they print, what it costs a
+//! store that is far, and the codes that they end with.
+
+use std::fs;
+
+use cairn_castore::Digest;
+use cairn_tests::{
+    cairn::{Cairn, Scene},
+    peer::{Lie, Peer},
+    trees,
+};
+use serde_json::{Value, json};
+
+fn stored() -> (Scene, Cairn, &'static str) {
+    let scene = Scene::new();
+    let cairn = scene.cairn();
+    let path = cairn.import(&trees::vector(scene.folder()));
+    assert_eq!(path, trees::VECTOR_STORE_PATH);
+    (scene, cairn, trees::VECTOR_STORE_PATH)
+}
+
+#[track_caller]
+fn printed<const N: usize>(cairn: &Cairn, words: [&str; N]) -> Vec<String> {
+    cairn.run(words).succeeded().lines()
+}
+
+#[track_caller]
+fn values<const N: usize>(cairn: &Cairn, words: [&str; N]) -> Vec<Value> {
+    let lines = cairn.run(words).succeeded().lines();
+    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A tree that differs from [`trees::vector`] in everything that can differ.
+fn other(scene: &Scene) -> std::path::PathBuf {
+    let folder = scene.new_folder("other");
+    let tree = trees::vector(&folder);
+    fs::write(tree.join("d/f"), "hi there\n").unwrap();
+    fs::write(tree.join("d/new"), "new").unwrap();
+    fs::create_dir_all(tree.join("more/below")).unwrap();
+    fs::write(tree.join("more/below/file"), "below").unwrap();
+    trees::executable(&tree.join("zero"), "");
+    fs::remove_file(tree.join("link")).unwrap();
+    std::os::unix::fs::symlink("run", tree.join("link")).unwrap();
+    fs::remove_dir(tree.join("empty")).unwrap();
+    fs::remove_file(tree.join("run")).unwrap();
+    fs::create_dir(tree.join("run")).unwrap();
+    tree
+}
+
+#[test]
+fn tree_draws_what_is_there() {
+    let (_scene, cairn, path) = stored();
+    assert_eq!(
+        printed(&cairn, ["tree", path]),
+        [
+            path,
+            "├── big",
+            "├── d",
+            "│   └── f",
+            "├── empty",
+            "├── link -> d/f",
+            "├── run",
+            "└── zero",
+            "",
+            "2 directories, 4 files, 1 symlink"
+        ]
+    );
+    assert_eq!(
+        printed(&cairn, ["tree", "-d", "--sizes", path]),
+        [
+            &format!("[          -]  {path}"),
+            "├── [          -]  d",
+            "└── [          -]  empty",
+            "",
+            "2 directories, 0 files"
+        ]
+    );
+    let drawn = printed(&cairn, ["tree", "-L", "1", "-s", path]);
+    assert_eq!(drawn[1..3], ["├── [     700000]  big", "├── [          -]  d"]);
+    assert_eq!(drawn[3], "├── [          -]  empty");
+    assert_eq!(printed(&cairn, ["tree", &format!("{path}/run")])[2], "0 directories, 1 file");
+    let values = values(&cairn, ["tree", "--json", path]);
+    assert_eq!(values.len(), 7);
+    assert_eq!(values[2]["path"], "d/f");
+}
+
+#[test]
+fn find_finds_what_is_asked_for() {
+    let (_scene, cairn, path) = stored();
+    let find = |words: &[&str]| {
+        let words = ["find"].iter().chain(words).chain([&path]).copied();
+        cairn.run(words).succeeded().lines()
+    };
+    let below = |names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| format!("{path}{name}")).collect()
+    };
+    let all = ["", "/big", "/d", "/d/f", "/empty", "/link", "/run", "/zero"];
+    assert_eq!(find(&[]), below(&all));
+    assert_eq!(find(&["--name", "[b-f]*"]), below(&["/big", "/d", "/d/f", "/empty"]));
+    assert_eq!(find(&["--name", "*-tree"]), below(&[""]));
+    assert_eq!(find(&["--type", "d"]), below(&["", "/d", "/empty"]));
+    assert_eq!(find(&["--type", "x,l"]), below(&["/link", "/run"]));
+    assert_eq!(find(&["--size", "+10", "--size", "-1MiB"]), below(&["/big", "/run"]));
+    assert_eq!(find(&["--size", "3"]), below(&["/d/f", "/link"]));
+    assert_eq!(find(&["--max-depth", "0"]), below(&[""]));
+    assert_eq!(find(&["--max-depth", "1", "--type", "f"]), below(&["/big", "/run", "/zero"]));
+    let empty = Digest::EMPTY.to_string();
+    assert_eq!(find(&["--digest", &empty]), below(&["/empty", "/zero"]));
+    assert_eq!(find(&["--digest", &empty, "--type", "f"]), below(&["/zero"]));
+    assert!(find(&["--name", "nothing"]).is_empty());
+
+    let ended = cairn.run(["find", "-0", "--name", "f", path]).succeeded();
+    assert_eq!(ended.text(), format!("{path}/d/f\0"));
+    let found = values(&cairn, ["find", "--json", "--name", "f", path]);
+    assert_eq!(found[0]["path"], format!("{path}/d/f"));
+    assert_eq!(found[0]["digest"], Digest::of(b"hi\n").to_string());
+    // What is printed can be used.
+    assert_eq!(printed(&cairn, ["cat", &find(&["--name", "f"])[0]]), ["hi"]);
+    // Below a digest, too.
+    let root = trees::VECTOR_ROOT.parse::<Digest>().unwrap().to_string();
+    let found = printed(&cairn, ["find", "--name", "f", &root]);
+    assert_eq!(printed(&cairn, ["cat", &found[0]]), ["hi"]);
+    cairn.run(["find", "--name", "[a", path]).failed(2, &["[a"]);
+    cairn.run(["find", "--size", "much", path]).failed(2, &["much"]);
+}
+
+#[test]
+fn du_counts_each_content_once() {
+    let (scene, cairn, path) = stored();
+    let apparent = 700_000 + 3 + 18;
+    assert_eq!(printed(&cairn, ["du", path]), [format!("{apparent}\t{apparent}\t4\t{path}")]);
+    let other = cairn.import(&other(&scene));
+    assert_eq!(
+        printed(&cairn, ["du", path, &other, path]),
+        [
+            format!("{apparent}\t{apparent}\t4\t{path}"),
+            format!("700017\t17\t5\t{other}"),
+            format!("{apparent}\t0\t4\t{path}"),
+            format!("{}\t{}\t13\ttotal", 2 * apparent + 700_017, apparent + 17),
+        ]
+    );
+    assert_eq!(
+        printed(&cairn, ["du", "--depth", "1", path]),
+        [
+            format!("3\t3\t1\t{path}/d"),
+            format!("0\t0\t0\t{path}/empty"),
+            format!("{apparent}\t{apparent}\t4\t{path}")
+        ]
+    );
+    let usage = values(&cairn, ["du", "--json", &format!("{path}/d"), &format!("{path}/run")]);
+    assert_eq!(
+        usage[1],
+        json!({
+            "path": format!("{path}/run"), "bytes": 18, "uniqueBytes": 18, "files": 1,
+            "uniqueFiles": 1, "directories": 0, "symlinks": 0
+        })
+    );
+    assert_eq!((&usage[2]["bytes"], &usage[2]["path"]), (&json!(21), &Value::Null));
+    cairn.run(["du", &format!("{path}/nothing")]).failed(3, &["nothing"]);
+}
+
+#[test]
+fn what_is_far_is_looked_at_like_what_is_near() {
+    let (scene, cairn, path) = stored();
+    let other = cairn.import(&other(&scene));
+    let words: [&[&str]; 4] = [
+        &["tree", path],
+        &["tree", "-L", "1", path],
+        &["find", "--type", "f", path, &other],
+        &["du", "--depth", "2", path, &other],
+    ];
+    let near: Vec<_> = words.iter().map(|words| cairn.run(*words).stdout).collect();
+    let daemon = scene.serve_unix();
+    for (words, near) in words.iter().zip(near) {
+        assert_eq!(daemon.client().run(*words).stdout, near, "{words:?}");
+    }
+    // Also one that speaks only what all have in common.
+    let peer = Peer::start(Lie::Nothing);
+    let far = Cairn::new(peer.url());
+    let drawn = |cairn: &Cairn| cairn.run(["tree", path]).succeeded().stdout;
+    assert_eq!(drawn(&far), drawn(&cairn));
+    let found = |cairn: &Cairn| cairn.run(["find", path]).succeeded().stdout;
+    assert_eq!(found(&far), found(&cairn));
+}
