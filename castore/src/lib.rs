@@ -10,6 +10,7 @@ pub mod closure;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod copy;
+pub mod diff;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;

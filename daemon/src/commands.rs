@@ -5,6 +5,7 @@ pub(crate) mod cat;
 pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod daemon;
+pub(crate) mod diff;
 pub(crate) mod du;
 mod entry;
 pub(crate) mod export;

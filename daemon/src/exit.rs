@@ -87,6 +87,18 @@ impl Failure {
         Self::plain(code, format!("{signal} came before all was done"))
     }
 
+    /// What was compared differs, and that has been shown.
+    pub(crate) fn difference() -> Self {
+        Self { is_told: true, ..Self::plain(Code::Failed, "something differs") }
+    }
+
+    /// Another failure than [`difference`](Self::difference) gets a code of its own, for commands that
+    /// end with the codes of `diff`.
+    pub(crate) fn unless_difference(self) -> Self {
+        let is_failure = self.code == Code::Failed && !self.is_told;
+        if is_failure { self.code(Code::Usage) } else { self }
+    }
+
     /// Output could not be written. If nobody reads it any more, that is no failure.
     pub(crate) fn output(error: io::Error) -> Self {
         let is_unwanted = error.kind() == io::ErrorKind::BrokenPipe;

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "import",
     "mount",
     "umount",
@@ -18,6 +18,7 @@ const COMMANDS: [&str; 20] = [
     "stat",
     "find",
     "du",
+    "diff",
     "path-info",
     "list",
     "cache",

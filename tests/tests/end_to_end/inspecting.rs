@@ -7,6 +7,7 @@ use cairn_castore::Digest;
 use cairn_tests::{
     cairn::{Cairn, Scene},
     peer::{Lie, Peer},
+    proxy::Proxy,
     trees,
 };
 use serde_json::{Value, json};
@@ -160,14 +161,89 @@ fn du_counts_each_content_once() {
 }
 
 #[test]
+fn diff_tells_what_differs_and_whether_anything_does() {
+    let (scene, cairn, path) = stored();
+    let other = cairn.import(&other(&scene));
+    let diff = |words: &[&str]| {
+        let words = ["diff"].iter().chain(words).copied().chain([path, other.as_str()]);
+        cairn.run(words).failed(1, &[])
+    };
+    let plain = diff(&[]);
+    assert_eq!(plain.stderr, "", "a difference is no failure");
+    assert_eq!(
+        plain.lines(),
+        ["M  d/f", "A  d/new", "D  empty/", "L  link", "A  more/", "T  run", "X  zero"]
+    );
+    let whole = diff(&["--recursive"]).lines();
+    assert_eq!(whole[4..7], ["A  more/", "A  more/below/", "A  more/below/file"]);
+    assert_eq!(diff(&["--name-only"]).lines()[..2], ["d/f", "d/new"]);
+    assert!(diff(&["--name-only", "-0"]).text().starts_with("d/f\0d/new\0empty\0"));
+    let stat: Value = serde_json::from_str(diff(&["--stat", "--json"]).text()).unwrap();
+    assert_eq!(
+        stat,
+        json!({
+            // The file that became a directory is both.
+            "added": { "files": 2, "directories": 3, "symlinks": 0, "bytes": 8 },
+            "deleted": { "files": 1, "directories": 1, "symlinks": 0, "bytes": 18 },
+            "changed": {
+                "files": 1, "bytesFrom": 3, "bytesTo": 9, "executable": 1, "symlinks": 1, "types": 1
+            }
+        })
+    );
+    let lines = diff(&["--stat"]).lines();
+    assert_eq!(lines[0], "added:      2 files, 3 directories, 0 symlinks, 8 B");
+    let json = diff(&["--json"]).lines();
+    let changes: Vec<Value> = json.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(changes[0]["change"], "changed");
+    assert_eq!(changes[0]["differs"], json!(["content"]));
+    assert_eq!(changes[0]["to"]["size"], 9);
+    assert_eq!(changes[2]["from"]["type"], "directory");
+    assert_eq!(changes[2].get("to"), None);
+
+    assert!(printed(&cairn, ["diff", path, path]).is_empty());
+    let root = trees::VECTOR_ROOT;
+    assert!(printed(&cairn, ["diff", path, root]).is_empty(), "by whatever name");
+    cairn.run(["diff", path, &format!("{path}/run")]).failed(1, &[]);
+    // What can't be compared does not look different.
+    cairn.run(["diff", path, &format!("{path}/nothing")]).failed(3, &["nothing"]);
+    Cairn::new("grpc+http://127.0.0.1:1").run(["diff", path, path]).failed(2, &["127.0.0.1:1"]);
+}
+
+#[test]
+fn a_diff_fetches_nothing_that_is_equal() {
+    let scene = Scene::new();
+    let wide = |name: &str, text: &str| {
+        let tree = scene.new_folder(name);
+        for folder in ["wide", "narrow"] {
+            fs::create_dir(tree.join(folder)).unwrap();
+        }
+        for index in 0..2000 {
+            fs::write(tree.join(format!("wide/file-{index}")), index.to_string()).unwrap();
+        }
+        fs::write(tree.join("narrow/large"), vec![text.as_bytes()[0]; 3_000_000]).unwrap();
+        scene.cairn().import(&tree)
+    };
+    let (one, two) = (wide("one", "1"), wide("two", "2"));
+    let daemon = scene.serve_tcp();
+    let proxy = Proxy::before(daemon.url());
+    let far = Cairn::new(proxy.url());
+    assert_eq!(far.run(["diff", &one, &two]).failed(1, &[]).lines(), ["M  narrow/large"]);
+    let received = proxy.received();
+    assert!(received < 20_000, "{received} bytes for two small directories of each tree");
+    far.run(["du", &one]).succeeded();
+    assert!(proxy.received() - received > 50_000, "the wide directory has 2000 digests");
+}
+
+#[test]
 fn what_is_far_is_looked_at_like_what_is_near() {
     let (scene, cairn, path) = stored();
     let other = cairn.import(&other(&scene));
-    let words: [&[&str]; 4] = [
+    let words: [&[&str]; 5] = [
         &["tree", path],
         &["tree", "-L", "1", path],
         &["find", "--type", "f", path, &other],
         &["du", "--depth", "2", path, &other],
+        &["diff", "--recursive", path, &other],
     ];
     let near: Vec<_> = words.iter().map(|words| cairn.run(*words).stdout).collect();
     let daemon = scene.serve_unix();
