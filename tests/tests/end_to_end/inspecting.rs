@@ -1,7 +1,7 @@
 //! The commands that look into stores and compare what is in them: what they print, what it costs a
 //! store that is far, and the codes that they end with.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use cairn_castore::Digest;
 use cairn_tests::{
@@ -238,12 +238,13 @@ fn a_diff_fetches_nothing_that_is_equal() {
 fn what_is_far_is_looked_at_like_what_is_near() {
     let (scene, cairn, path) = stored();
     let other = cairn.import(&other(&scene));
-    let words: [&[&str]; 5] = [
+    let words: [&[&str]; 6] = [
         &["tree", path],
         &["tree", "-L", "1", path],
         &["find", "--type", "f", path, &other],
         &["du", "--depth", "2", path, &other],
         &["diff", "--recursive", path, &other],
+        &["list", "--long"],
     ];
     let near: Vec<_> = words.iter().map(|words| cairn.run(*words).stdout).collect();
     let daemon = scene.serve_unix();
@@ -257,4 +258,54 @@ fn what_is_far_is_looked_at_like_what_is_near() {
     assert_eq!(drawn(&far), drawn(&cairn));
     let found = |cairn: &Cairn| cairn.run(["find", path]).succeeded().stdout;
     assert_eq!(found(&far), found(&cairn));
+}
+
+#[test]
+fn list_filters_sorts_and_pages() {
+    let scene = Scene::new();
+    let cairn = scene.cairn();
+    let mut paths = Vec::new();
+    for index in 0..5 {
+        let file = scene.path(&format!("file-{index}"));
+        fs::write(&file, vec![b'x'; 1000 * (index + 1)]).unwrap();
+        paths.push(cairn.import(&file));
+    }
+    paths.push(cairn.import(&trees::vector(scene.folder())));
+    let sizes: Vec<_> = values(&cairn, ["list", "--json"])
+        .iter()
+        .map(|value| (value["path"].as_str().unwrap().to_owned(), value["narSize"].clone()))
+        .collect();
+    let all: Vec<_> = sizes.iter().map(|(path, _)| path.clone()).collect();
+    assert_eq!(BTreeSet::from_iter(&all), BTreeSet::from_iter(&paths));
+
+    assert_eq!(printed(&cairn, ["list", "--name", "t*"]), paths[5..]);
+    let named = printed(&cairn, ["list", "--name", "file-[01]", "--name", "*-2"]);
+    assert_eq!(BTreeSet::from_iter(&named), BTreeSet::from_iter(&paths[..3]));
+    assert_eq!(printed(&cairn, ["list", "--size", "+100kB"]), paths[5..]);
+    let sorted = printed(&cairn, ["list", "--sort", "size", "--limit", "3"]);
+    assert_eq!(sorted, [&*paths[5], &paths[4], &paths[3]]);
+    let sorted = printed(&cairn, ["list", "--sort", "name", "--limit", "10"]);
+    assert_eq!(sorted, paths);
+    let long = printed(&cairn, ["list", "--long"]);
+    let lines: Vec<_> = sizes.iter().map(|(path, size)| format!("{size}\t0\t{path}")).collect();
+    assert_eq!(long, lines);
+    assert!(printed(&cairn, ["list", "--refers-to", &paths[0]]).is_empty());
+
+    // Page by page, all come once and in order.
+    let daemon = scene.serve_tcp();
+    for cairn in [&cairn, &daemon.client()] {
+        let mut pages = printed(cairn, ["list", "--limit", "2"]);
+        while pages.len() < 6 {
+            let last = pages.last().unwrap().clone();
+            let page = printed(cairn, ["list", "--limit", "2", "--after", &last]);
+            assert_eq!(page.len(), 2);
+            pages.extend(page);
+        }
+        assert_eq!(pages, all);
+        assert!(printed(cairn, ["list", "--after", &all[5]]).is_empty());
+        let filtered = printed(cairn, ["list", "--name", "file-*", "--limit", "4"]);
+        let wanted: Vec<_> = all.iter().filter(|path| path.contains("-file-")).take(4).collect();
+        assert_eq!(filtered, wanted.into_iter().cloned().collect::<Vec<_>>());
+    }
+    cairn.run(["list", "--sort", "size"]).failed(2, &["--limit"]);
 }
