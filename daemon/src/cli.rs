@@ -15,7 +15,8 @@ use crate::{
         cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs,
         daemon::DaemonArgs, diff::DiffArgs, du::DuArgs, export::ExportArgs, find::FindArgs,
         import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs,
-        stat::StatArgs, tree::TreeArgs, umount::UmountArgs, virtiofs::VirtiofsArgs,
+        ping::PingArgs, services::ServicesArgs, stat::StatArgs, tree::TreeArgs, umount::UmountArgs,
+        virtiofs::VirtiofsArgs,
     },
     exit::Failure,
     logging::LoggingArgs,
@@ -76,6 +77,8 @@ enum Command {
     Diff(DiffArgs),
     PathInfo(PathInfoArgs),
     List(ListArgs),
+    Ping(PingArgs),
+    Services(ServicesArgs),
     Cache(CacheArgs),
     Completions(CompletionsArgs),
 }
@@ -107,6 +110,11 @@ impl Context {
             Some(address) => ServiceArgs::of(address.clone()),
             None => self.services.clone(),
         }
+    }
+
+    /// The stores that the command line names, and which services are in each.
+    pub(crate) fn stores(&self) -> Result<Vec<(Address, Vec<&'static str>)>, Failure> {
+        self.services.stores()
     }
 
     /// The folder of the cache that is named, and how much it may keep.
@@ -175,6 +183,8 @@ impl Cli {
             Command::Diff(args) => args.run(&context).await,
             Command::PathInfo(args) => args.run(&context).await,
             Command::List(args) => args.run(&context).await,
+            Command::Ping(args) => args.run(&context).await,
+            Command::Services(args) => args.run(&context).await,
             Command::Cache(args) => args.run(&context).await,
             Command::Completions(args) => args.run().await,
         }

@@ -13,6 +13,7 @@ mod exit;
 mod local_owner;
 mod logging;
 mod output;
+mod peer;
 mod progress;
 mod server;
 mod services;

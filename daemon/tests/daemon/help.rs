@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 23] = [
     "import",
     "mount",
     "umount",
@@ -21,6 +21,8 @@ const COMMANDS: [&str; 21] = [
     "diff",
     "path-info",
     "list",
+    "ping",
+    "services",
     "cache",
     "cache stats",
     "cache warm",

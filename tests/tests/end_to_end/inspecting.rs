@@ -1,7 +1,7 @@
 //! The commands that look into stores and compare what is in them: what they print, what it costs a
 //! store that is far, and the codes that they end with.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, net::TcpListener, path::Path};
 
 use cairn_castore::Digest;
 use cairn_tests::{
@@ -308,4 +308,76 @@ fn list_filters_sorts_and_pages() {
         assert_eq!(filtered, wanted.into_iter().cloned().collect::<Vec<_>>());
     }
     cairn.run(["list", "--sort", "size"]).failed(2, &["--limit"]);
+}
+
+#[test]
+fn ping_tells_whether_a_store_answers() {
+    let (scene, cairn, _) = stored();
+    let rows = printed(&cairn, ["ping"]);
+    let services: Vec<_> = rows.iter().map(|row| row.split('\t').next().unwrap()).collect();
+    assert_eq!(services, ["blobs", "directories", "path infos"]);
+    let daemon = scene.serve_tcp();
+    let pinged = values(&daemon.client(), ["ping", "--count", "3", "--json"]);
+    for record in &pinged {
+        assert_eq!(record["store"], daemon.url());
+        assert_eq!(record["offered"], true);
+        let times = &record["milliseconds"];
+        assert!(times["quickest"].as_f64() <= times["slowest"].as_f64(), "{record}");
+    }
+    let peer = Peer::start(Lie::Nothing);
+    assert_eq!(printed(&Cairn::new(peer.url()), ["ping"]).len(), 3);
+
+    // One that serves a part of it is healthy, too.
+    let words = ["daemon", "--listen", "127.0.0.1:0", "--serve", "blob"];
+    let mut blobs = scene.cairn().start(words);
+    let (url, _) = blobs.wait_for("listening on ");
+    let pinged = values(&Cairn::new(url), ["ping", "--json"]);
+    let offered: Vec<_> = pinged.iter().map(|record| record["offered"] == true).collect();
+    assert_eq!(offered, [true, false, false]);
+
+    Cairn::new("grpc+http://127.0.0.1:1").run(["ping"]).failed(1, &["127.0.0.1:1", "cairn daemon"]);
+    // One that takes the connection and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = Cairn::new(format!("grpc+http://{}", silent.local_addr().unwrap()));
+    silent.run(["ping", "--deadline", "0.2"]).failed(1, &["200ms", "--deadline"]);
+    silent.run(["services", "--deadline", "0.2"]).failed(1, &["200ms", "--deadline"]);
+    cairn.run(["ping", "--deadline", "0"]).failed(2, &["seconds"]);
+}
+
+#[test]
+fn services_tells_what_a_store_offers() {
+    let (scene, cairn, _) = stored();
+    let local = values(&cairn, ["services", "--json"]);
+    assert_eq!(local[0]["kind"], "local store");
+    assert_eq!(local[0]["usedFor"], json!(["blobs", "directories", "path infos"]));
+    assert_eq!(local[0]["version"], Value::Null);
+    assert_eq!(local[0]["grpcServices"], Value::Null);
+
+    let daemon = scene.serve_tcp();
+    let served = values(&daemon.client(), ["services", "--json"]);
+    assert_eq!(served[0]["store"], daemon.url());
+    let version = printed(&cairn, ["--version"]);
+    assert_eq!(format!("cairn {}", served[0]["version"].as_str().unwrap()), version[0]);
+    let offered = served[0]["grpcServices"].as_array().unwrap();
+    for name in
+        ["snix.castore.v1.BlobService", "cairn.v1.PathInfoService", "cairn.v1.ServerService"]
+    {
+        let service = json!({ "name": name, "health": "serving" });
+        assert!(offered.contains(&service), "{offered:?}");
+    }
+    let text = daemon.client().run(["services"]).succeeded();
+    assert!(text.text().contains("gRPC:        snix.castore.v1.BlobService (serving)"));
+
+    // One that tells nothing of itself.
+    let peer = Peer::start(Lie::Nothing);
+    let told = Cairn::new(peer.url()).run(["services"]).succeeded();
+    assert!(told.text().contains("version:     unknown"), "{}", told.text());
+    assert!(told.text().contains("no reflection"), "{}", told.text());
+
+    // Two stores, told of one after the other.
+    let blobs = format!("sled:{}", scene.path("blobs").display());
+    let both = values(&cairn, ["--blob-service-addr", &blobs, "services", "--json"]);
+    assert_eq!(both.len(), 2);
+    assert_eq!(both[0]["usedFor"], json!(["blobs"]));
+    assert!(Path::new(&scene.path("blobs")).exists());
 }
