@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "snix/castore/v1/castore.proto",
     "snix/castore/v1/rpc_blobstore.proto",
     "snix/castore/v1/rpc_directory.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 8] = [
     "snix/store/v1/rpc_pathinfo.proto",
     "cairn/v1/cache.proto",
     "cairn/v1/castore.proto",
+    "cairn/v1/server.proto",
     "cairn/v1/store.proto",
 ];
 

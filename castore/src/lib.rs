@@ -10,6 +10,7 @@ pub mod closure;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod copy;
+pub mod diff;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
@@ -26,6 +27,11 @@ pub mod outboard;
 mod place;
 pub mod profile;
 pub mod roots;
+#[cfg(test)]
+mod test_trees;
+pub mod tree_directories;
+pub mod tree_walk;
+pub mod usage;
 mod verification;
 
 pub use address::Address;

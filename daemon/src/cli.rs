@@ -13,8 +13,9 @@ use crate::{
     cache::CacheControl,
     commands::{
         cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs,
-        daemon::DaemonArgs, export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs,
-        mount::MountArgs, path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
+        daemon::DaemonArgs, diff::DiffArgs, du::DuArgs, export::ExportArgs, find::FindArgs,
+        import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs,
+        ping::PingArgs, services::ServicesArgs, stat::StatArgs, tree::TreeArgs, umount::UmountArgs,
         virtiofs::VirtiofsArgs,
     },
     exit::Failure,
@@ -69,10 +70,16 @@ enum Command {
     Export(ExportArgs),
     Copy(CopyArgs),
     Ls(LsArgs),
+    Tree(TreeArgs),
     Cat(CatArgs),
     Stat(StatArgs),
+    Find(FindArgs),
+    Du(DuArgs),
+    Diff(DiffArgs),
     PathInfo(PathInfoArgs),
     List(ListArgs),
+    Ping(PingArgs),
+    Services(ServicesArgs),
     Cache(CacheArgs),
     Completions(CompletionsArgs),
 }
@@ -104,6 +111,11 @@ impl Context {
             Some(address) => ServiceArgs::of(address.clone()),
             None => self.services.clone(),
         }
+    }
+
+    /// The stores that the command line names, and which services are in each.
+    pub(crate) fn stores(&self) -> Result<Vec<(Address, Vec<&'static str>)>, Failure> {
+        self.services.stores()
     }
 
     /// The folder of the cache that is named, and how much it may keep.
@@ -172,10 +184,16 @@ impl Cli {
             Command::Export(args) => args.run(&context).await,
             Command::Copy(args) => args.run(&context).await,
             Command::Ls(args) => args.run(&context).await,
+            Command::Tree(args) => args.run(&context).await,
             Command::Cat(args) => args.run(&context).await,
             Command::Stat(args) => args.run(&context).await,
+            Command::Find(args) => args.run(&context).await,
+            Command::Du(args) => args.run(&context).await,
+            Command::Diff(args) => args.run(&context).await,
             Command::PathInfo(args) => args.run(&context).await,
             Command::List(args) => args.run(&context).await,
+            Command::Ping(args) => args.run(&context).await,
+            Command::Services(args) => args.run(&context).await,
             Command::Cache(args) => args.run(&context).await,
             Command::Completions(args) => args.run().await,
         }

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, io, process};
 
 use cairn_castore::{
     BlobError, BoxError, DirectoryError, cache::warm::WarmError, export::ExportError,
-    local::LocalError, object_base::ObjectBaseError,
+    local::LocalError, object_base::ObjectBaseError, tree_walk::WalkError,
 };
 use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
@@ -85,6 +85,18 @@ impl Failure {
             EndSignal::Terminate => Code::Terminated,
         };
         Self::plain(code, format!("{signal} came before all was done"))
+    }
+
+    /// What was compared differs, and that has been shown.
+    pub(crate) fn difference() -> Self {
+        Self { is_told: true, ..Self::plain(Code::Failed, "something differs") }
+    }
+
+    /// Another failure than [`difference`](Self::difference) gets a code of its own, for commands that
+    /// end with the codes of `diff`.
+    pub(crate) fn unless_difference(self) -> Self {
+        let is_failure = self.code == Code::Failed && !self.is_told;
+        if is_failure { self.code(Code::Usage) } else { self }
     }
 
     /// Output could not be written. If nobody reads it any more, that is no failure.
@@ -190,6 +202,10 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
         return blob_advice(error);
     }
     if let Some(error) = error.downcast_ref::<DirectoryError>() {
+        return directory_advice(error);
+    }
+    // What it wraps is not its source.
+    if let Some(WalkError::Directory(error)) = error.downcast_ref::<WalkError>() {
         return directory_advice(error);
     }
     if let Some(error) = error.downcast_ref::<LocalError>() {

@@ -15,6 +15,7 @@ mod http;
 mod local_owner;
 mod logging;
 mod output;
+mod peer;
 mod process;
 mod progress;
 mod server;

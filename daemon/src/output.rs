@@ -1,5 +1,8 @@
 //! Standard output: lines, bytes and JSON, written behind the runtime's back so that a slow reader
-//! holds up nobody else. Names go out as they are, or escaped to a terminal.
+//! holds up nobody else. Names go out as they are, or escaped to a terminal; colours go to a terminal
+//! alone. Tables are in a file of their own.
+
+pub(crate) mod table;
 
 use std::{
     borrow::Cow,
@@ -7,6 +10,9 @@ use std::{
     io::{self, IsTerminal as _},
 };
 
+use anstream::{AutoStream, ColorChoice};
+use anstyle::Style;
+use indicatif::HumanCount;
 use serde::Serialize;
 use tokio::io::{AsyncWriteExt as _, BufWriter, Stdout};
 
@@ -20,13 +26,22 @@ const BUFFER: usize = 64 * 1024;
 pub(crate) struct Output {
     stdout: BufWriter<Stdout>,
     is_terminal: bool,
+    is_coloured: bool,
 }
 
 impl Output {
     /// The process's standard output.
     pub(crate) fn new() -> Self {
         let stdout = BufWriter::with_capacity(BUFFER, tokio::io::stdout());
-        Self { stdout, is_terminal: io::stdout().is_terminal() }
+        let is_terminal = io::stdout().is_terminal();
+        // What NO_COLOR, CLICOLOR, CLICOLOR_FORCE and TERM say, as for the help.
+        let is_coloured = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
+        Self { stdout, is_terminal, is_coloured }
+    }
+
+    /// Whether people read it, and not a program.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// Writes bytes as they are.
@@ -38,6 +53,16 @@ impl Output {
     pub(crate) async fn line(&mut self, line: impl AsRef<[u8]>) -> Result<(), Failure> {
         self.bytes(line.as_ref()).await?;
         self.bytes(b"\n").await
+    }
+
+    /// Writes bytes in a style, where colours are shown.
+    pub(crate) async fn styled(&mut self, style: Style, bytes: &[u8]) -> Result<(), Failure> {
+        if !self.is_coloured || style.is_plain() {
+            return self.bytes(bytes).await;
+        }
+        self.bytes(style.render().to_string().as_bytes()).await?;
+        self.bytes(bytes).await?;
+        self.bytes(style.render_reset().to_string().as_bytes()).await
     }
 
     /// Writes a line at once, that something is there now. It is there also if nobody reads the line.
@@ -89,6 +114,11 @@ fn escaped(name: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     Cow::Owned(safe.into_bytes())
+}
+
+/// A number, and what is counted.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", HumanCount(number), if number == 1 { one } else { many })
 }
 
 /// Bytes that are usually text, as JSON has them: the text, and the bytes in hexadecimal where

@@ -28,6 +28,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+mod info;
 mod limits;
 pub(crate) mod listener;
 pub(crate) mod systemd;
@@ -164,6 +165,11 @@ impl Server {
                 CAIRN_REQUEST_MAX
             ));
         }
+        offer.add(limited!(
+            cairn::server_service_server::ServerServiceServer,
+            Arc::new(info::InfoServer),
+            CAIRN_REQUEST_MAX
+        ));
         let Offer { mut routes, mut names } = offer;
 
         let reflection = || {

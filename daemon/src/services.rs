@@ -43,6 +43,11 @@ use crate::{
     },
 };
 
+/// What the services are called where people and programs read it.
+pub(crate) const BLOBS: &str = "blobs";
+pub(crate) const DIRECTORIES: &str = "directories";
+pub(crate) const PATH_INFOS: &str = "path infos";
+
 /// What a cache in memory may keep unless told, in bytes.
 const MEMORY_CACHE: u64 = 256 * 1024 * 1024;
 
@@ -189,6 +194,21 @@ impl ServiceArgs {
             }),
         };
         Ok(Addresses { blobs, directories, path_infos, cache })
+    }
+
+    /// The stores that the services are in, and which services those are. What is kept near of them is
+    /// left out.
+    pub(crate) fn stores(&self) -> Result<Vec<(Address, Vec<&'static str>)>, Failure> {
+        let Addresses { blobs, directories, path_infos, .. } = self.addresses()?;
+        let mut stores: Vec<(Address, Vec<_>)> = Vec::new();
+        let named = [(blobs, BLOBS), (directories, DIRECTORIES), (path_infos, PATH_INFOS)];
+        for (address, service) in named {
+            match stores.iter_mut().find(|(known, _)| *known == address) {
+                Some((_, services)) => services.push(service),
+                None => stores.push((address, vec![service])),
+            }
+        }
+        Ok(stores)
     }
 
     /// Whether both are of one store, whatever is kept near of it.

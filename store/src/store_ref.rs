@@ -192,6 +192,11 @@ impl StoreRef {
         Ok(Node::File { digest: *digest, size: stat.size, executable: false })
     }
 
+    /// All of it as a path, as it is shown.
+    pub fn to_path(&self) -> PathBuf {
+        self.path(self.below.len())
+    }
+
     /// The path up to a depth, as it is shown.
     fn path(&self, depth: usize) -> PathBuf {
         let mut path = self.root.to_string().into_bytes();
@@ -218,7 +223,7 @@ impl FromStr for StoreRef {
 
 impl fmt::Display for StoreRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path(self.below.len()).display().fmt(f)
+        self.to_path().display().fmt(f)
     }
 }
 

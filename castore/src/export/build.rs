@@ -2,8 +2,7 @@
 //! written. It also has the last word: it moves the tree to its place, or removes it.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::{BuildHasher as _, Hasher as _},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -12,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
 use rustix::{
     fs::{
         AtFlags, CWD, Mode, OFlags, RenameFlags, fstat, mkdirat, openat, renameat, renameat_with,
@@ -33,6 +31,7 @@ use crate::{
     blob_service::SMALL_BLOB_MAX,
     import::DEPTH_MAX,
     place::{Location, Place},
+    tree_directories::TreeDirectories,
 };
 
 /// Small files are fetched together when they are this many bytes, at most one file more.
@@ -46,10 +45,6 @@ const BATCH_DIRECTORIES: usize = 16;
 
 /// The most directories that are held open on the way to where the export is.
 const OPEN_LEVELS_MAX: usize = 64;
-
-/// The most entries of directories that are fetched ahead, in one stream. Directories beyond them
-/// are fetched one at a time.
-const ENTRIES_AHEAD: usize = 256 * 1024;
 
 /// How often another name for the folder beside the destination is tried.
 const NAMES_TRIED: usize = 16;
@@ -243,6 +238,7 @@ struct Level {
     identity: (u64, u64),
     /// `None` if it had to be closed. The last level is always open.
     fd: Option<Arc<OwnedFd>>,
+    digest: Digest,
     directory: Arc<Directory>,
     next: usize,
 }
@@ -251,12 +247,11 @@ struct Level {
 struct Builder<'a> {
     job: &'a Job,
     tasks: mpsc::Sender<Task>,
-    /// Directories that were fetched ahead.
-    ahead: HashMap<Digest, Arc<Directory>>,
+    directories: TreeDirectories,
     files: Vec<FileToWrite>,
     bytes: usize,
     /// How many directories the files hold open.
-    directories: usize,
+    held_open: usize,
     summary: ExportSummary,
 }
 
@@ -265,10 +260,10 @@ impl<'a> Builder<'a> {
         Self {
             job,
             tasks,
-            ahead: HashMap::new(),
+            directories: TreeDirectories::new(Arc::clone(&job.directories)),
             files: Vec::new(),
             bytes: 0,
-            directories: 0,
+            held_open: 0,
             summary,
         }
     }
@@ -278,8 +273,7 @@ impl<'a> Builder<'a> {
         let root = Location { place: Arc::clone(&top), name: None };
         let name = Bytes::from_static(TREE);
         if let Node::Directory { digest, .. } = &self.job.node {
-            self.fetch_ahead(digest).map_err(|source| self.unread(&top, source))?;
-            let mut levels = vec![self.enter(&folder, &name, top, digest)?];
+            let mut levels = vec![self.enter(&folder, &name, top, digest, None)?];
             while let Some(level) = levels.last_mut() {
                 if self.job.stop.is_cancelled() {
                     return Err(ExportError::GivenUp);
@@ -297,11 +291,11 @@ impl<'a> Builder<'a> {
                     self.make(&fd, name.as_bytes(), location, node)?;
                     continue;
                 };
-                let place = Place::child(&level.place, name);
+                let (place, within) = (Place::child(&level.place, name), level.digest);
                 if levels.len() >= DEPTH_MAX {
                     return Err(ExportError::TooDeep { path: place.path(), max: DEPTH_MAX });
                 }
-                levels.push(self.enter(&fd, name.as_bytes(), place, digest)?);
+                levels.push(self.enter(&fd, name.as_bytes(), place, digest, Some(&within))?);
                 if let Some(far) = levels.len().checked_sub(1 + OPEN_LEVELS_MAX) {
                     levels[far].fd = None;
                 }
@@ -337,13 +331,13 @@ impl<'a> Builder<'a> {
                 }
                 let last = self.files.last().map(|last| &last.directory);
                 if !last.is_some_and(|last| Arc::ptr_eq(last, &file.directory)) {
-                    self.directories += 1;
+                    self.held_open += 1;
                 }
                 self.bytes += size as usize;
                 self.files.push(file);
                 if self.bytes >= BATCH_BYTES
                     || self.files.len() >= BATCH_FILES
-                    || self.directories >= BATCH_DIRECTORIES
+                    || self.held_open >= BATCH_DIRECTORIES
                 {
                     return self.flush();
                 }
@@ -357,7 +351,7 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         let (files, bytes) = (std::mem::take(&mut self.files), std::mem::take(&mut self.bytes));
-        self.directories = 0;
+        self.held_open = 0;
         self.send(Task::Small { files, bytes })
     }
 
@@ -372,8 +366,10 @@ impl<'a> Builder<'a> {
         name: &Bytes,
         place: Arc<Place>,
         digest: &Digest,
+        within: Option<&Digest>,
     ) -> Result<Level, ExportError> {
-        let directory = self.directory(digest).map_err(|source| self.unread(&place, source))?;
+        let directory =
+            self.directory(digest, within).map_err(|source| self.unread(&place, source))?;
         let make = || {
             mkdirat(parent, &name[..], Mode::from_raw_mode(0o755))?;
             let fd = open_directory(parent.as_fd(), name)?;
@@ -382,7 +378,8 @@ impl<'a> Builder<'a> {
         };
         let (fd, identity) = make().map_err(|errno| ExportError::of_write(place.path(), errno))?;
         self.summary.directories += 1;
-        Ok(Level { place, identity, fd: Some(Arc::new(fd)), directory, next: 0 })
+        let fd = Some(Arc::new(fd));
+        Ok(Level { place, identity, fd, digest: *digest, directory, next: 0 })
     }
 
     /// What is told of a directory whose entries could not be had.
@@ -393,42 +390,18 @@ impl<'a> Builder<'a> {
         ExportError::Directory { path: place.path(), source }
     }
 
-    /// Fetches directories in one stream, unless they are at hand anyway.
-    fn fetch_ahead(&mut self, root: &Digest) -> Result<(), DirectoryError> {
-        if self.job.directories.get_local(root).is_some() {
-            return Ok(());
+    /// A directory, and the one in which it is, if that is not the destination.
+    fn directory(
+        &mut self,
+        digest: &Digest,
+        within: Option<&Digest>,
+    ) -> Result<Arc<Directory>, DirectoryError> {
+        if let Some(directory) = self.directories.get_local(digest) {
+            return directory;
         }
-        let mut entries = 0;
-        let service = &self.job.directories;
-        let ahead = &mut self.ahead;
-        let fetch = async {
-            let mut stream = service.get_closure(root).await?;
-            while let Some(directory) = stream.try_next().await? {
-                entries += 1 + directory.entries().len();
-                ahead.insert(directory.digest(), Arc::new(directory));
-                if entries >= ENTRIES_AHEAD {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        let fetch = self.job.stop.run_until_cancelled(fetch);
-        self.job.runtime.block_on(fetch).unwrap_or(Ok(()))
-    }
-
-    fn directory(&self, digest: &Digest) -> Result<Arc<Directory>, DirectoryError> {
-        if let Some(directory) = self.ahead.get(digest) {
-            return Ok(Arc::clone(directory));
-        }
-        let service = &self.job.directories;
-        let directory = match service.get_local(digest) {
-            Some(directory) => directory?,
-            None => {
-                let get = self.job.stop.run_until_cancelled(service.get(digest));
-                self.job.runtime.block_on(get).transpose()?.flatten()
-            }
-        };
-        directory.map(Arc::new).ok_or(DirectoryError::NotFound(*digest))
+        let get = self.directories.get(digest, within);
+        let get = self.job.stop.run_until_cancelled(get);
+        self.job.runtime.block_on(get).unwrap_or(Err(DirectoryError::NotFound(*digest)))
     }
 }
 

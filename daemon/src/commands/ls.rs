@@ -1,25 +1,21 @@
 //! `cairn ls`: what is in a stored directory.
 
-use std::sync::Arc;
-
-use bytes::{BufMut as _, Bytes, BytesMut};
-use cairn_castore::{Digest, Directory, Node};
+use cairn_castore::{
+    Digest, Node,
+    tree_walk::{Step, TreeWalk, WalkOptions},
+};
 use cairn_store::{
     Services,
     store_ref::{StoreRef, StoreRoot},
 };
 use clap::Args;
-use serde::Serialize;
 
-use super::{REF_HELP, resolve, stat::NodeRecord};
-use crate::{
-    cli::Context,
-    exit::{Code, Failure},
-    output::{Output, json_text},
+use super::{
+    REF_HELP,
+    entry::{EntryRecord, mode_and_size, style},
+    resolve, unread,
 };
-
-/// The directories that may be open at a time in a recursive listing: deeper ones are refused.
-const DEPTH_MAX: usize = 65_536;
+use crate::{cli::Context, exit::Failure, output::Output};
 
 /// List what is in a stored directory
 ///
@@ -47,16 +43,6 @@ pub(crate) struct LsArgs {
     /// Print a JSON object for each entry
     #[arg(long, conflicts_with = "long")]
     json: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct EntryRecord {
-    path: String,
-    /// The path's bytes, if they are no text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path_hex: Option<String>,
-    #[serde(flatten)]
-    node: NodeRecord,
 }
 
 impl LsArgs {
@@ -91,38 +77,16 @@ impl LsArgs {
         services: &Services,
         output: &mut Output,
     ) -> Result<(), Failure> {
-        let open = async |digest: &Digest| -> Result<Arc<Directory>, Failure> {
-            let directory = services.directories.get(digest).await;
-            let directory = directory
-                .map_err(|error| Failure::new(format!("{target} can't be read"), error))?;
-            directory.map(Arc::new).ok_or_else(|| {
-                let what = format!("{target}: directory {digest} is not in the store");
-                Failure::plain(Code::NotFound, what)
-            })
-        };
-        // The directories from the root to the one being listed: each with its path and the
-        // number of entries that are done.
-        let mut levels = vec![(open(root).await?, Bytes::new(), 0)];
-        while let Some((directory, path, done)) = levels.last_mut() {
-            let Some((name, node)) = directory.entries().get(*done) else {
-                levels.pop();
-                continue;
-            };
-            *done += 1;
-            let mut entry_path = BytesMut::with_capacity(path.len() + 1 + name.as_bytes().len());
-            if !path.is_empty() {
-                entry_path.put_slice(path);
-                entry_path.put_u8(b'/');
-            }
-            entry_path.put_slice(name.as_bytes());
-            self.entry(&entry_path, node, output).await?;
-            if let (true, Node::Directory { digest, .. }) = (self.recursive, node) {
-                let below = open(digest).await?;
-                if levels.len() >= DEPTH_MAX {
-                    let what = format!("{target} is more than {DEPTH_MAX} directories deep");
-                    return Err(Failure::plain(Code::Failed, what));
-                }
-                levels.push((below, entry_path.freeze(), 0));
+        let failed = |error| unread(target, error);
+        let depth = (!self.recursive).then_some(1);
+        let options = WalkOptions { depth, ..WalkOptions::default() };
+        let walk = TreeWalk::open(services.directories.clone(), root, options).await;
+        let mut walk = walk.map_err(failed)?;
+        while let Some(step) = walk.step() {
+            let Step::Entry(entry) = step else { continue };
+            self.entry(walk.path(), &entry.node, output).await?;
+            if let Node::Directory { digest, .. } = &entry.node {
+                walk.enter(digest).await.map_err(failed)?;
             }
         }
         Ok(())
@@ -130,24 +94,17 @@ impl LsArgs {
 
     async fn entry(&self, path: &[u8], node: &Node, output: &mut Output) -> Result<(), Failure> {
         if self.json {
-            let (text, hex) = json_text(path);
-            let record = EntryRecord { path: text, path_hex: hex, node: NodeRecord::of(node) };
-            return output.json(&record).await;
+            return output.json(&EntryRecord::of(path, node)).await;
         }
-        if !self.long {
-            let path = output.name(path);
-            return output.line(path).await;
-        }
-        // The modes are those of a mount.
-        let (mode, size) = match node {
-            Node::Directory { .. } => ("dr-xr-xr-x", "-".to_owned()),
-            Node::File { size, executable: true, .. } => ("-r-xr-xr-x", size.to_string()),
-            Node::File { size, executable: false, .. } => ("-r--r--r--", size.to_string()),
-            Node::Symlink { target } => ("lrwxrwxrwx", target.as_bytes().len().to_string()),
-        };
-        output.bytes(format!("{mode} {size:>12} ").as_bytes()).await?;
         let shown = output.name(path);
-        output.bytes(&shown).await?;
+        if !self.long {
+            output.styled(style(node), &shown).await?;
+            return output.bytes(b"\n").await;
+        }
+        let (mode, size) = mode_and_size(node);
+        let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+        output.bytes(format!("{mode} {size:>12} ").as_bytes()).await?;
+        output.styled(style(node), &shown).await?;
         match node {
             Node::Directory { .. } => output.bytes(b"/").await?,
             Node::File { .. } => {}

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 23] = [
     "import",
     "mount",
     "umount",
@@ -13,10 +13,16 @@ const COMMANDS: [&str; 17] = [
     "export",
     "copy",
     "ls",
+    "tree",
     "cat",
     "stat",
+    "find",
+    "du",
+    "diff",
     "path-info",
     "list",
+    "ping",
+    "services",
     "cache",
     "cache stats",
     "cache warm",

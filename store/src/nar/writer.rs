@@ -1,16 +1,17 @@
 //! Writes NARs: one encoder for the steps through a tree, and the stream that it makes of a tree
 //! in a store. What becomes of the bytes is the affair of those who ask for them.
 
-use std::{collections::HashMap, pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc};
 
 use async_stream::try_stream;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use cairn_castore::{
-    BlobError, BlobService, ByteRange, Digest, Directory, DirectoryError, DirectoryService, Name,
-    Node, SymlinkTarget,
+    BlobError, BlobService, ByteRange, Digest, Directory, DirectoryService, Name, Node,
+    SymlinkTarget,
     blob_service::{BlobStream, SMALL_BLOB_MAX},
     import::TreeEvent,
+    tree_directories::TreeDirectories,
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
@@ -29,8 +30,6 @@ const BATCH_BLOBS: usize = 1024;
 const BATCH_STEPS: usize = 16_384;
 /// The batches that are fetched at the same time.
 const BATCHES_AHEAD: usize = 3;
-/// The entries of directories that are held in memory to save fetching each directory by itself.
-const ENTRIES_AHEAD: usize = 262_144;
 
 pub(super) const MAGIC: [u8; 24] = strings(&["nix-archive-1"]);
 pub(super) const OPEN: [u8; 32] = strings(&["(", "type"]);
@@ -308,7 +307,7 @@ pub(super) fn batches(
     service: Arc<dyn DirectoryService>,
 ) -> impl Stream<Item = Result<Batch, NarError>> + Send {
     try_stream! {
-        let directories = Directories::open(service, &root).await?;
+        let directories = TreeDirectories::new(service);
         let mut walk = Walk { directories, stack: Vec::new(), entries: 0, contents: 0 };
         let mut batch = Batch::default();
         let mut ends_batch = walk.enter(root, &mut batch).await?;
@@ -323,9 +322,9 @@ pub(super) fn batches(
 }
 
 struct Walk {
-    directories: Directories,
+    directories: TreeDirectories,
     /// The directories that have begun, and the index of the next entry in each.
-    stack: Vec<(Arc<Directory>, usize)>,
+    stack: Vec<(Digest, Arc<Directory>, usize)>,
     entries: u64,
     contents: u64,
 }
@@ -333,7 +332,7 @@ struct Walk {
 impl Walk {
     /// Goes to the next entry, or out of the directory; whether that ends the batch.
     async fn step(&mut self, batch: &mut Batch) -> Result<bool, NarError> {
-        let Some((directory, next)) = self.stack.last_mut() else { return Ok(true) };
+        let Some((_, directory, next)) = self.stack.last_mut() else { return Ok(true) };
         let Some((name, node)) = directory.entries().get(*next).cloned() else {
             self.stack.pop();
             batch.steps.push(Step::DirectoryEnd);
@@ -357,8 +356,9 @@ impl Walk {
                     let max = DEPTH_MAX as u64;
                     return Err(NarError::TooLarge { what: "directories in each other", max });
                 }
-                let directory = self.directories.get(&digest).await?;
-                self.stack.push((directory, 0));
+                let within = self.stack.last().map(|(within, _, _)| *within);
+                let directory = self.directories.get(&digest, within.as_ref()).await?;
+                self.stack.push((digest, directory, 0));
                 batch.steps.push(Step::DirectoryStart);
                 Ok(false)
             }
@@ -383,42 +383,5 @@ impl Walk {
         if !self.stack.is_empty() {
             batch.steps.push(Step::EntryEnd);
         }
-    }
-}
-
-/// The directories of a tree. Where each would be a round trip, as many as memory allows are
-/// fetched in one stream.
-struct Directories {
-    service: Arc<dyn DirectoryService>,
-    ahead: HashMap<Digest, Arc<Directory>>,
-}
-
-impl Directories {
-    async fn open(service: Arc<dyn DirectoryService>, root: &Node) -> Result<Self, NarError> {
-        let mut ahead = HashMap::new();
-        if let Node::Directory { digest, .. } = root
-            && service.get_local(digest).is_none()
-        {
-            let mut entries = 0;
-            let mut closure = service.get_closure(digest).await?;
-            while entries < ENTRIES_AHEAD
-                && let Some(directory) = closure.try_next().await?
-            {
-                entries += directory.entries().len() + 1;
-                ahead.insert(directory.digest(), Arc::new(directory));
-            }
-        }
-        Ok(Self { service, ahead })
-    }
-
-    async fn get(&self, digest: &Digest) -> Result<Arc<Directory>, NarError> {
-        if let Some(directory) = self.ahead.get(digest) {
-            return Ok(Arc::clone(directory));
-        }
-        let found = match self.service.get_local(digest) {
-            Some(answer) => answer?,
-            None => self.service.get(digest).await?,
-        };
-        Ok(Arc::new(found.ok_or(DirectoryError::NotFound(*digest))?))
     }
 }

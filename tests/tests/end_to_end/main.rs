@@ -9,6 +9,7 @@ mod commands;
 mod copying;
 mod damage;
 mod full_disk;
+mod inspecting;
 mod kills;
 mod large;
 mod lying_peers;
