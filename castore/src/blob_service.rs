@@ -10,6 +10,7 @@ pub mod object_store;
 mod pieces;
 mod proof;
 mod status;
+pub mod upstreams;
 pub mod whole_files;
 
 use std::{fmt, fs::File, io};

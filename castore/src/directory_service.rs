@@ -7,6 +7,7 @@ pub mod grpc_server;
 pub mod memory;
 pub mod object_store;
 mod status;
+pub mod upstreams;
 
 use std::fmt;
 

@@ -26,6 +26,7 @@ pub mod outboard;
 mod place;
 pub mod profile;
 pub mod roots;
+pub mod upstreams;
 
 pub use address::Address;
 pub use blob_service::{Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta};

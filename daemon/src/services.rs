@@ -32,6 +32,7 @@ use cairn_store::{
         object_store::ObjectStorePathInfoService,
     },
 };
+use futures::{FutureExt as _, future::BoxFuture};
 
 use crate::{
     cache::{CacheControl, default_budget},
@@ -219,16 +220,28 @@ impl ServiceArgs {
     /// Whether each directory that is asked for costs the way to a store that is far.
     pub(crate) fn has_far_directories(&self) -> Result<bool, Failure> {
         let Addresses { directories, cache, .. } = self.addresses()?;
-        let is_far = matches!(directories, Address::Grpc(_) | Address::ObjectStore(_));
-        Ok(is_far && !cache.is_some_and(|cache| cache.directories))
+        Ok(is_far(&directories) && !cache.is_some_and(|cache| cache.directories))
     }
 
     /// The folder of the local store that blobs are in. `None` if they are elsewhere.
     pub(crate) fn blob_folder(&self) -> Result<Option<PathBuf>, Failure> {
-        Ok(match self.addresses()?.blobs {
-            Address::Local(folder) => Some(folder),
+        let mut blobs = &self.addresses()?.blobs;
+        while let Address::Upstreams(all) = blobs {
+            blobs = all.written();
+        }
+        Ok(match blobs {
+            Address::Local(folder) => Some(folder.clone()),
             _ => None,
         })
+    }
+}
+
+/// Whether some of the store is on another machine, with nothing of it kept on this one.
+fn is_far(address: &Address) -> bool {
+    match address {
+        Address::Grpc(_) | Address::ObjectStore(_) => true,
+        Address::Upstreams(all) => all.stores.iter().any(is_far),
+        Address::Memory | Address::Local(_) | Address::Cache(_) => false,
     }
 }
 
@@ -287,12 +300,10 @@ impl OpenServices {
         let path_infos =
             opener.path_infos(&path_infos_at, blobs.clone(), directories.clone()).await?;
         let mut services = Services { blobs, directories, path_infos };
-        let mut local: Vec<_> = opener.local.into_values().collect();
         let mut control = None;
         if let Some(cache) = cache {
-            let (near, shared) = cached(&cache, &services).await?;
-            control = shared.as_ref().and_then(|shared| shared.control());
-            local.splice(0..0, shared);
+            let (near, shared) = opener.cached(&cache.near, cache.size, &services).await?;
+            control = shared.and_then(|shared| shared.control());
             if cache.blobs {
                 services.blobs = near.blobs;
             }
@@ -309,6 +320,9 @@ impl OpenServices {
             path_infos = %services.path_infos,
             "opened the store",
         );
+        // A cache that is of another one was opened behind it.
+        let caches = opener.caches.into_iter().rev().map(|(_, cache)| cache);
+        let local = caches.chain(opener.local.into_values()).collect();
         Ok(Self { services, cache: control, local })
     }
 
@@ -321,44 +335,90 @@ impl OpenServices {
     }
 }
 
-/// The services of a store through its cache, and what has to be closed behind them.
-async fn cached(
-    cache: &CacheOf,
-    far: &Services,
-) -> Result<(Services, Option<Arc<SharedStore>>), Failure> {
-    let Address::Local(folder) = &cache.near else {
-        let near = Near::memory(cache.size.map_or(MEMORY_CACHE, |size| size.0));
-        let services = Services {
-            blobs: Arc::new(CacheBlobService::new(near.clone(), far.blobs.clone())),
-            directories: Arc::new(CacheDirectoryService::new(
-                near.clone(),
-                far.directories.clone(),
-            )),
-            path_infos: Arc::new(CachePathInfoService::new(near, far.path_infos.clone())),
-        };
-        return Ok((services, None));
-    };
-    let budget = cache.size.map_or_else(|| default_budget(folder), |size| size.0);
-    let purpose = Purpose::Cache(Cached { far: far.clone(), budget });
-    let shared = SharedStore::open(folder, purpose).await;
-    let shared = shared.map_err(|error| Failure::new("the cache can't be used", error))?;
-    let services = Services {
-        blobs: Arc::new(SharedBlobService(shared.clone())),
-        directories: Arc::new(SharedDirectoryService(shared.clone())),
-        path_infos: Arc::new(SharedPathInfoService(shared.clone())),
-    };
-    Ok((services, Some(shared)))
-}
-
 /// Opens each store once, however many services are in it.
 #[derive(Default)]
 struct Opener {
     local: HashMap<PathBuf, Arc<SharedStore>>,
     peers: HashMap<String, GrpcPeer>,
     bases: HashMap<String, ObjectBase>,
+    /// The folders of caches, in the order in which they were opened.
+    caches: Vec<(PathBuf, Arc<SharedStore>)>,
+    /// Stores with all their services.
+    whole: Vec<(Address, Services)>,
 }
 
 impl Opener {
+    /// All services of a store, each with the others beside it.
+    fn services<'a>(
+        &'a mut self,
+        address: &'a Address,
+    ) -> BoxFuture<'a, Result<Services, Failure>> {
+        async move {
+            if let Some((_, services)) = self.whole.iter().find(|(known, _)| known == address) {
+                return Ok(services.clone());
+            }
+            let services = match address {
+                Address::Upstreams(all) => {
+                    let mut upstreams = Vec::with_capacity(all.stores.len());
+                    for store in &all.stores {
+                        upstreams.push(self.services(store).await?);
+                    }
+                    Services::of_upstreams(upstreams, all.write)
+                }
+                Address::Cache(cache) => {
+                    let far = self.services(&cache.far).await?;
+                    self.cached(&cache.near, cache.size, &far).await?.0
+                }
+                _ => {
+                    let blobs = self.blobs(address).await?;
+                    let directories = self.directories(address).await?;
+                    let path_infos =
+                        self.path_infos(address, blobs.clone(), directories.clone()).await?;
+                    Services { blobs, directories, path_infos }
+                }
+            };
+            self.whole.push((address.clone(), services.clone()));
+            Ok(services)
+        }
+        .boxed()
+    }
+
+    /// The services of a store through its cache, which is shared if it is in a folder.
+    async fn cached(
+        &mut self,
+        near: &Address,
+        size: Option<ByteSize>,
+        far: &Services,
+    ) -> Result<(Services, Option<Arc<SharedStore>>), Failure> {
+        let Address::Local(folder) = near else {
+            let near = Near::memory(size.map_or(MEMORY_CACHE, |size| size.0));
+            let services = Services {
+                blobs: Arc::new(CacheBlobService::new(near.clone(), far.blobs.clone())),
+                directories: Arc::new(CacheDirectoryService::new(
+                    near.clone(),
+                    far.directories.clone(),
+                )),
+                path_infos: Arc::new(CachePathInfoService::new(near, far.path_infos.clone())),
+            };
+            return Ok((services, None));
+        };
+        if self.caches.iter().any(|(known, _)| known == folder) {
+            let what = format!("the folder {} is the cache of two stores", folder.display());
+            return Err(Failure::plain(Code::Usage, what).help("give each a folder of its own"));
+        }
+        let budget = size.map_or_else(|| default_budget(folder), |size| size.0);
+        let purpose = Purpose::Cache(Cached { far: far.clone(), budget });
+        let shared = SharedStore::open(folder, purpose).await;
+        let shared = shared.map_err(|error| Failure::new("the cache can't be used", error))?;
+        self.caches.push((folder.clone(), shared.clone()));
+        let services = Services {
+            blobs: Arc::new(SharedBlobService(shared.clone())),
+            directories: Arc::new(SharedDirectoryService(shared.clone())),
+            path_infos: Arc::new(SharedPathInfoService(shared.clone())),
+        };
+        Ok((services, Some(shared)))
+    }
+
     async fn blobs(&mut self, address: &Address) -> Result<Arc<dyn BlobService>, Failure> {
         Ok(match address {
             Address::Memory => Arc::new(MemoryBlobService::new()),
@@ -369,7 +429,7 @@ impl Opener {
                 Arc::new(ObjectStoreBlobService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcBlobService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.blobs,
         })
     }
 
@@ -386,7 +446,7 @@ impl Opener {
                 Arc::new(ObjectStoreDirectoryService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcDirectoryService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.directories,
         })
     }
 
@@ -406,7 +466,7 @@ impl Opener {
                 Arc::new(ObjectStorePathInfoService::new(base, blobs, directories))
             }
             Address::Grpc(peer) => Arc::new(GrpcPathInfoService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.path_infos,
         })
     }
 
@@ -437,20 +497,17 @@ impl Opener {
     }
 
     async fn base(&mut self, address: &ObjectAddress) -> Result<ObjectBase, Failure> {
-        let key = address.to_string();
+        // With the options, by which one bucket can be on two servers.
+        let key = address.url().to_string();
         if let Some(base) = self.bases.get(&key) {
             return Ok(base.clone());
         }
-        let base = ObjectBase::open(address).map_err(|error| unusable(&key, error))?;
-        base.check().await.map_err(|error| unusable(&key, error))?;
+        let unusable = |error: BoxError| unusable(&address.to_string(), error);
+        let base = ObjectBase::open(address).map_err(|error| unusable(error.into()))?;
+        base.check().await.map_err(|error| unusable(error.into()))?;
         self.bases.insert(key, base.clone());
         Ok(base)
     }
-}
-
-/// Caches were taken apart before: what is far has none.
-fn nested(address: &Address) -> Failure {
-    Failure::plain(Code::Usage, format!("{address} is a cache of a cache"))
 }
 
 fn unusable(address: &str, error: impl Into<BoxError>) -> Failure {

@@ -11,7 +11,11 @@ pub mod memory;
 pub mod object_store;
 mod status;
 mod teller;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+mod test_far;
 pub mod told;
+pub mod upstreams;
 mod window;
 
 use std::fmt;
