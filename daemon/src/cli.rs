@@ -12,11 +12,12 @@ use crate::{
     background,
     cache::CacheControl,
     commands::{
-        cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs,
-        daemon::DaemonArgs, export::ExportArgs, import::ImportArgs, list::ListArgs, ls::LsArgs,
-        mount::MountArgs, path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
+        cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, config::ConfigArgs,
+        copy::CopyArgs, daemon::DaemonArgs, export::ExportArgs, import::ImportArgs, list::ListArgs,
+        ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs, stat::StatArgs, umount::UmountArgs,
         virtiofs::VirtiofsArgs,
     },
+    config::{ConfigFileArgs, Configured},
     exit::Failure,
     logging::LoggingArgs,
     server::systemd::HandedOver,
@@ -51,6 +52,8 @@ pub(crate) struct Cli {
     services: ServiceArgs,
     #[command(flatten)]
     logging: LoggingArgs,
+    #[command(flatten)]
+    file: ConfigFileArgs,
     /// This is the process that goes on in the background
     #[arg(long = background::FLAG, hide = true)]
     in_background: bool,
@@ -73,6 +76,7 @@ enum Command {
     PathInfo(PathInfoArgs),
     List(ListArgs),
     Cache(CacheArgs),
+    Config(ConfigArgs),
     Completions(CompletionsArgs),
 }
 
@@ -144,9 +148,15 @@ impl Cli {
     /// Runs the command. The sockets are those that whoever started the process handed over.
     pub(crate) async fn run(
         self,
+        configured: Configured,
         sockets: HandedOver,
         log_file: Option<File>,
     ) -> Result<(), Failure> {
+        // Who looks into the files wants to know what is wrong with them.
+        let configured = match &self.command {
+            Command::Config(_) => configured,
+            _ => configured.usable()?,
+        };
         let context = Context {
             services: self.services,
             shows_progress: self.logging.shows_progress(),
@@ -168,6 +178,7 @@ impl Cli {
             Command::PathInfo(args) => args.run(&context).await,
             Command::List(args) => args.run(&context).await,
             Command::Cache(args) => args.run(&context).await,
+            Command::Config(args) => args.run(configured).await,
             Command::Completions(args) => args.run().await,
         }
     }

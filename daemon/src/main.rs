@@ -3,12 +3,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 mod background;
 mod cache;
 mod cli;
 mod commands;
+mod config;
 mod exit;
 mod local_owner;
 mod logging;
@@ -22,7 +21,7 @@ mod space;
 fn main() -> ExitCode {
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
-    let cli = cli::Cli::parse();
+    let (cli, configured) = config::parse::<cli::Cli>(std::env::args_os().collect());
     let log_file = match cli.start_logging() {
         Ok(log_file) => log_file,
         Err(failure) => return failure.report(),
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
             Ok(runtime) => runtime,
             Err(error) => return exit::Failure::new("no thread can be started", error).report(),
         };
-    let result = runtime.block_on(cli.run(sockets, log_file));
+    let result = runtime.block_on(cli.run(configured, sockets, log_file));
     // A thread that waits, for a reader of standard output say, must not keep the process.
     runtime.shutdown_background();
     match result {

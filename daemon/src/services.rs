@@ -51,8 +51,9 @@ const MEMORY_CACHE: u64 = 256 * 1024 * 1024;
 #[command(next_help_heading = "Store")]
 pub(crate) struct ServiceArgs {
     /// The store to work on: sled:/path, grpc+http://host:port, grpc+https://host,
-    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix, memory: or
-    /// cache:?near=sled:/path&far=URL
+    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix, memory:,
+    /// cache:?near=sled:/path&far=URL, upstreams:?store=URL&store=URL, or the name of a store in a
+    /// configuration file
     ///
     /// Without it, the local store of the user: /var/lib/cairn for root, otherwise
     /// $XDG_DATA_HOME/cairn or ~/.local/share/cairn. Any number of commands may use a local store

@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 20] = [
     "import",
     "mount",
     "umount",
@@ -21,6 +21,9 @@ const COMMANDS: [&str; 17] = [
     "cache stats",
     "cache warm",
     "cache evict",
+    "config",
+    "config check",
+    "config show",
     "completions",
 ];
 
