@@ -9,10 +9,32 @@ use std::{
 
 use url::Url;
 
-use crate::{ByteSize, local::cache::CACHE_MIN};
+use crate::{ByteSize, local::cache::CACHE_MIN, upstreams::UPSTREAMS_MAX};
 
 /// The smallest cache in memory, in bytes: some of the largest records.
 const MEMORY_CACHE_MIN: u64 = 16 * 1024 * 1024;
+
+/// How deep addresses can be in one another: what opens them goes as deep.
+const DEPTH_MAX: usize = 8;
+
+/// The most stores in one address, however they are in one another.
+const PARTS_MAX: usize = 64;
+
+/// The options of a bucket that are known to hold no secret.
+const PUBLIC_OPTIONS: [&str; 12] = [
+    "allow_http",
+    "aws_allow_http",
+    "aws_default_region",
+    "aws_endpoint",
+    "aws_endpoint_url",
+    "aws_region",
+    "aws_skip_signature",
+    "aws_virtual_hosted_style_request",
+    "endpoint",
+    "endpoint_url",
+    "region",
+    "skip_signature",
+];
 
 /// The address of a store, or of one of its services.
 ///
@@ -23,6 +45,7 @@ const MEMORY_CACHE_MIN: u64 = 16 * 1024 * 1024;
 /// | `objectstore+file:///path`, `+s3://bucket/prefix`, `+gs://`, `+az://`, `+http(s)://`, `+memory:/` | objects; query pairs are options |
 /// | `grpc+http://host:port`, `grpc+https://host`, `grpc+unix:/path` | another process |
 /// | `cache:?near=URL&far=URL`, with `&size=20GiB` | what is far, of which what was read is kept near |
+/// | `upstreams:?store=URL&store=URL`, with one as `&write=URL` | several, asked in this order; the first, or the one to `write`, takes what is stored |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// In the memory of the process.
@@ -35,6 +58,8 @@ pub enum Address {
     Grpc(GrpcAddress),
     /// A store that is far, and what is kept near of it.
     Cache(Box<CacheAddress>),
+    /// Several stores.
+    Upstreams(Box<UpstreamsAddress>),
 }
 
 /// A store and its cache.
@@ -46,6 +71,15 @@ pub struct CacheAddress {
     pub far: Address,
     /// The most bytes that are kept; not told, it is for whoever opens it to say.
     pub size: Option<ByteSize>,
+}
+
+/// Stores that are asked one after the other until one has what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamsAddress {
+    /// The stores in their order: at least one, and none of them twice.
+    pub stores: Vec<Address>,
+    /// The index of the one that takes what is stored.
+    pub write: usize,
 }
 
 /// A URL that [`object_store`] knows, without the `objectstore+` before it.
@@ -102,37 +136,47 @@ pub enum InvalidAddress {
 }
 
 const SCHEMES: &str = "use memory:, sled:/path, objectstore+file:///path, objectstore+s3://bucket, \
-    grpc+http://host:port, grpc+https://host, grpc+unix:/path or cache:?near=URL&far=URL";
+    grpc+http://host:port, grpc+https://host, grpc+unix:/path, cache:?near=URL&far=URL \
+    or upstreams:?store=URL&store=URL";
 
 impl FromStr for Address {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        let Some((scheme, rest)) = split_scheme(text) else {
-            let suggestion = match text.starts_with(['/', '.']) {
-                true => format!("for the local store in a folder, write sled:{text}"),
-                false => SCHEMES.to_owned(),
-            };
-            return Err(InvalidAddress::NoScheme { address: text.to_owned(), suggestion });
+        parse(text, 1)
+    }
+}
+
+/// Parses what is so deep in other addresses.
+fn parse(text: &str, depth: usize) -> Result<Address, InvalidAddress> {
+    if depth > DEPTH_MAX {
+        return Err(malformed("…", too_deep()));
+    }
+    let Some((scheme, rest)) = split_scheme(text) else {
+        let suggestion = match text.starts_with(['/', '.']) {
+            true => format!("for the local store in a folder, write sled:{text}"),
+            false => SCHEMES.to_owned(),
         };
-        let scheme = scheme.to_ascii_lowercase();
-        match scheme.as_str() {
-            "memory" if matches!(rest, "" | "/" | "//") => Ok(Self::Memory),
-            "memory" => Err(malformed(text, "memory: stands alone")),
-            "sled" => Ok(Self::Local(absolute_path(text, "sled", rest)?)),
-            "grpc+unix" => {
-                Ok(Self::Grpc(GrpcAddress::Unix(absolute_path(text, "grpc+unix", rest)?)))
-            }
-            "grpc+http" | "grpc+https" => tcp(text).map(|url| Self::Grpc(GrpcAddress::Tcp(url))),
-            "cache" => cache(text, rest).map(|cache| Self::Cache(Box::new(cache))),
-            "nix+http" | "nix+https" => {
-                Err(InvalidAddress::Unsupported { address: text.to_owned(), scheme })
-            }
-            _ => match scheme.strip_prefix("objectstore+") {
-                Some(inner) => objects(text, inner).map(Self::ObjectStore),
-                None => Err(unknown_scheme(text, &scheme, rest)),
-            },
+        return Err(InvalidAddress::NoScheme { address: text.to_owned(), suggestion });
+    };
+    let scheme = scheme.to_ascii_lowercase();
+    match scheme.as_str() {
+        "memory" if matches!(rest, "" | "/" | "//") => Ok(Address::Memory),
+        "memory" => Err(malformed(text, "memory: stands alone")),
+        "sled" => Ok(Address::Local(absolute_path(text, "sled", rest)?)),
+        "grpc+unix" => {
+            Ok(Address::Grpc(GrpcAddress::Unix(absolute_path(text, "grpc+unix", rest)?)))
         }
+        "grpc+http" | "grpc+https" => tcp(text).map(|url| Address::Grpc(GrpcAddress::Tcp(url))),
+        "cache" => cache(text, rest, depth),
+        "upstreams" => upstreams(text, rest, depth),
+        "nix+http" | "nix+https" => {
+            Err(InvalidAddress::Unsupported { address: text.to_owned(), scheme })
+        }
+        _ => match scheme.strip_prefix("objectstore+") {
+            Some(inner) => objects(text, inner).map(Address::ObjectStore),
+            None => Err(unknown_scheme(text, &scheme, rest)),
+        },
     }
 }
 
@@ -229,17 +273,18 @@ fn objects(text: &str, inner: &str) -> Result<ObjectAddress, InvalidAddress> {
     }
 }
 
-/// The two addresses in `?near=URL&far=URL`. What has a meaning there is an escape in them; a plus
-/// is none.
-fn cache(text: &str, rest: &str) -> Result<CacheAddress, InvalidAddress> {
+/// The pairs in `?name=URL&name=URL`. What has a meaning there is an escape in them; a plus is none.
+fn pairs(query: &str) -> Option<Vec<(String, String)>> {
+    let query = query.strip_prefix('?')?.replace('+', "%2B");
+    Some(url::form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+}
+
+fn cache(text: &str, rest: &str, depth: usize) -> Result<Address, InvalidAddress> {
     let malformed =
         |reason: String| malformed(text, format!("{reason}; write cache:?near=sled:/path&far=URL"));
-    let Some(query) = rest.strip_prefix('?') else {
-        return Err(malformed("a question mark is missing".to_owned()));
-    };
+    let pairs = pairs(rest).ok_or_else(|| malformed("a question mark is missing".to_owned()))?;
     let (mut near, mut far, mut size) = (None, None, None);
-    let query = query.replace('+', "%2B");
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+    for (name, value) in pairs {
         let is_first = match &*name {
             "near" => near.replace(value).is_none(),
             "far" => far.replace(value).is_none(),
@@ -250,26 +295,106 @@ fn cache(text: &str, rest: &str) -> Result<CacheAddress, InvalidAddress> {
             return Err(malformed(format!("{name} is there twice")));
         }
     }
-    let side = |name: &str, value: Option<_>| -> Result<Address, InvalidAddress> {
-        let value: std::borrow::Cow<'_, str> =
-            value.ok_or_else(|| malformed(format!("{name} is missing")))?;
-        value.parse().map_err(|error| malformed(format!("{name}: {error}")))
+    let side = |name: &str, value: Option<String>| -> Result<Address, InvalidAddress> {
+        let value = value.ok_or_else(|| malformed(format!("{name} is missing")))?;
+        parse(&value, depth + 1).map_err(|error| malformed(format!("{name}: {error}")))
     };
     let (near, far) = (side("near", near)?, side("far", far)?);
-    let min = match &near {
-        Address::Local(_) => CACHE_MIN,
-        Address::Memory => MEMORY_CACHE_MIN,
-        _ => return Err(malformed("near is in sled:/path or memory:".to_owned())),
-    };
-    if matches!(far, Address::Cache(_)) {
-        return Err(malformed("what is far has no cache of its own".to_owned()));
-    }
     let size = size.map(|size| size.parse().map_err(|error| malformed(format!("{error}"))));
-    let size: Option<ByteSize> = size.transpose()?;
-    if let Some(size) = size.filter(|size| size.0 < min) {
-        return Err(malformed(format!("{size} are too few: at least {}", ByteSize(min))));
+    CacheAddress::build(near, far, size.transpose()?).map_err(malformed)
+}
+
+fn upstreams(text: &str, rest: &str, depth: usize) -> Result<Address, InvalidAddress> {
+    let malformed =
+        |reason: String| malformed(text, format!("{reason}; write upstreams:?store=URL&store=URL"));
+    let pairs = pairs(rest).ok_or_else(|| malformed("a question mark is missing".to_owned()))?;
+    let (mut stores, mut write) = (Vec::new(), None);
+    for (name, value) in pairs {
+        match &*name {
+            "store" => {}
+            "write" if write.is_none() => write = Some(stores.len()),
+            "write" => return Err(malformed("write is there twice".to_owned())),
+            _ => return Err(malformed(format!("there is no option {name:?}"))),
+        }
+        let store = parse(&value, depth + 1);
+        stores.push(store.map_err(|error| malformed(format!("{name}: {error}")))?);
     }
-    Ok(CacheAddress { near, far, size })
+    UpstreamsAddress::build(stores, write.unwrap_or(0)).map_err(malformed)
+}
+
+fn too_deep() -> String {
+    format!("stores are made of others at most {DEPTH_MAX} deep")
+}
+
+impl Address {
+    /// How deep stores are in one another here, and how many there are.
+    fn extent(&self) -> (usize, usize) {
+        let around = |parts: &mut dyn Iterator<Item = &Self>| {
+            parts.map(Self::extent).fold((1, 1), |(depth, count), (below, parts)| {
+                (depth.max(below + 1), count + parts)
+            })
+        };
+        match self {
+            Self::Cache(cache) => around(&mut [&cache.near, &cache.far].into_iter()),
+            Self::Upstreams(all) => around(&mut all.stores.iter()),
+            _ => (1, 1),
+        }
+    }
+
+    /// The same, if it can be opened; else why not.
+    fn checked(self) -> Result<Self, String> {
+        match self.extent() {
+            (depth, _) if depth > DEPTH_MAX => Err(too_deep()),
+            (_, count) if count > PARTS_MAX => {
+                Err(format!("a store is made of at most {PARTS_MAX} others"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl CacheAddress {
+    /// A cache, if these can be its sides; else why not.
+    pub fn build(near: Address, far: Address, size: Option<ByteSize>) -> Result<Address, String> {
+        let min = match &near {
+            Address::Local(_) => CACHE_MIN,
+            Address::Memory => MEMORY_CACHE_MIN,
+            _ => return Err("near is in sled:/path or memory:".to_owned()),
+        };
+        if matches!(far, Address::Cache(_)) {
+            return Err("what is far has no cache of its own".to_owned());
+        }
+        if let Some(size) = size.filter(|size| size.0 < min) {
+            return Err(format!("{size} are too few: at least {}", ByteSize(min)));
+        }
+        Address::Cache(Box::new(Self { near, far, size })).checked()
+    }
+}
+
+impl UpstreamsAddress {
+    /// Several stores, the one with the index being stored in, if these can be several; else why not.
+    pub fn build(stores: Vec<Address>, write: usize) -> Result<Address, String> {
+        if stores.is_empty() {
+            return Err("a store is missing".to_owned());
+        }
+        if stores.len() > UPSTREAMS_MAX {
+            return Err(format!("at most {UPSTREAMS_MAX} stores are asked in turn"));
+        }
+        for (index, store) in stores.iter().enumerate() {
+            if stores[..index].contains(store) {
+                return Err(format!("{store} is there twice"));
+            }
+        }
+        if write >= stores.len() {
+            return Err("what is stored has no place".to_owned());
+        }
+        Address::Upstreams(Box::new(Self { stores, write })).checked()
+    }
+
+    /// The store that takes what is stored.
+    pub fn written(&self) -> &Address {
+        &self.stores[self.write]
+    }
 }
 
 impl ObjectAddress {
@@ -287,17 +412,73 @@ impl fmt::Display for Address {
             Self::ObjectStore(objects) => objects.fmt(f),
             Self::Grpc(grpc) => grpc.fmt(f),
             Self::Cache(cache) => cache.fmt(f),
+            Self::Upstreams(upstreams) => upstreams.fmt(f),
         }
     }
 }
 
 impl fmt::Display for CacheAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let escaped = |address: &Address| {
-            address.to_string().replace('%', "%25").replace('&', "%26").replace('#', "%23")
+        f.write_str(&self.written_with(Address::to_string))
+    }
+}
+
+impl fmt::Display for UpstreamsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written_with(Address::to_string))
+    }
+}
+
+impl CacheAddress {
+    fn written_with(&self, write: impl Fn(&Address) -> String) -> String {
+        let size = self.size.map(|size| format!("&size={size}")).unwrap_or_default();
+        let [near, far] = [&self.near, &self.far].map(|side| escaped(&write(side)));
+        format!("cache:?near={near}&far={far}{size}")
+    }
+}
+
+impl UpstreamsAddress {
+    fn written_with(&self, write: impl Fn(&Address) -> String) -> String {
+        let pair = |(index, store): (usize, &Address)| {
+            let is_written = index == self.write && index > 0;
+            format!("{}={}", if is_written { "write" } else { "store" }, escaped(&write(store)))
         };
-        write!(f, "cache:?near={}&far={}", escaped(&self.near), escaped(&self.far))?;
-        self.size.map_or(Ok(()), |size| write!(f, "&size={size}"))
+        let pairs: Vec<_> = self.stores.iter().enumerate().map(pair).collect();
+        format!("upstreams:?{}", pairs.join("&"))
+    }
+}
+
+/// An address as it stands in another one.
+fn escaped(address: &str) -> String {
+    address.replace('%', "%25").replace('&', "%26").replace('#', "%23")
+}
+
+impl Address {
+    /// The address as it could be written, with the mask in place of what may be a secret: passwords,
+    /// and options of which it is not known that they are none.
+    pub fn masked(&self, mask: &str) -> String {
+        match self {
+            Self::ObjectStore(objects) => objects.masked(mask),
+            Self::Cache(cache) => cache.written_with(|side| side.masked(mask)),
+            Self::Upstreams(all) => all.written_with(|store| store.masked(mask)),
+            address => address.to_string(),
+        }
+    }
+}
+
+impl ObjectAddress {
+    fn masked(&self, mask: &str) -> String {
+        let mut shown = self.to_string();
+        if self.0.password().is_some() {
+            shown = shown.replacen(":-@", &format!(":{mask}@"), 1);
+        }
+        for (index, (name, value)) in self.0.query_pairs().enumerate() {
+            let is_known = PUBLIC_OPTIONS.iter().any(|known| name.eq_ignore_ascii_case(known));
+            let value = if is_known && !value.contains('@') { &value } else { mask };
+            shown.push(if index == 0 { '?' } else { '&' });
+            shown.push_str(&format!("{name}={value}"));
+        }
+        shown
     }
 }
 
@@ -359,6 +540,16 @@ mod tests {
                 "cache:?near=sled:/a%26%25b&far=objectstore+s3://b&size=64MiB",
             ),
             ("cache:?near=memory:&far=memory:", "cache:?near=memory:&far=memory:"),
+            ("upstreams:?store=memory:&store=sled:/a", "upstreams:?store=memory:&store=sled:/a"),
+            ("upstreams:?write=memory:&store=sled:/a", "upstreams:?store=memory:&store=sled:/a"),
+            (
+                "upstreams:?store=cache:?near=sled:/c%26far=grpc%2Bhttp://h:1&write=sled:/a%2526b",
+                "upstreams:?store=cache:?near=sled:/c%26far=grpc+http://h:1&write=sled:/a%2526b",
+            ),
+            (
+                "cache:?near=memory:&far=upstreams:?store=sled:/a%26write=grpc+unix:/s",
+                "cache:?near=memory:&far=upstreams:?store=sled:/a%26write=grpc+unix:/s",
+            ),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), printed);
@@ -415,10 +606,30 @@ mod tests {
             ("cache:?near=sled:/c&far=memory:&size=1MiB", "at least 64MiB"),
             ("cache:?near=sled:/c&far=memory:&size=big", "\"big\" is no size"),
             ("cache:?near=sled:/c&far=memory:&colour=red", "there is no option \"colour\""),
+            ("upstreams:", "write upstreams:?store=URL&store=URL"),
+            ("upstreams:?", "a store is missing"),
+            ("upstreams:?store=here", "store: \"here\" is no store address"),
+            ("upstreams:?store=memory:&store=memory:", "memory: is there twice"),
+            ("upstreams:?write=memory:&write=sled:/a", "write is there twice"),
+            ("upstreams:?near=memory:", "there is no option \"near\""),
+            (&"upstreams:?store=".repeat(4000), "at most 8 deep"),
+            (&format!("{}memory:", "upstreams:?store=".repeat(8)), "at most 8 deep"),
+            (&format!("upstreams:?{}", "store=sled:/a&".repeat(2)), "sled:/a is there twice"),
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn addresses_are_in_one_another_up_to_a_depth() {
+        let deep = format!("{}memory:", "upstreams:?store=".repeat(7));
+        assert_eq!(deep.parse::<Address>().unwrap().to_string(), deep);
+        let too_many: Vec<_> = (0..17).map(|index| format!("store=sled:/{index}")).collect();
+        let many = |count: usize| format!("upstreams:?{}", too_many[..count].join("&"));
+        assert_eq!(many(16).parse::<Address>().unwrap().to_string(), many(16));
+        let error = many(17).parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains("at most 16 stores"), "{error}");
     }
 
     proptest! {

@@ -11,6 +11,7 @@ mod pieces;
 mod proof;
 mod status;
 pub mod traced;
+pub mod upstreams;
 pub mod whole_files;
 
 use std::{fmt, fs::File, io};

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::task::{JoinError, JoinSet};
 
-use self::closure::SpooledClosure;
+pub(crate) use self::closure::SpooledClosure;
 use crate::{
     Blob, BlobError, BlobService, ByteRange, Digest, DirectoryError, DirectoryService, Node,
     blob_service::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX},

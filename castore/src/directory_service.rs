@@ -8,6 +8,7 @@ pub mod memory;
 pub mod object_store;
 mod status;
 pub mod traced;
+pub mod upstreams;
 
 use std::fmt;
 

@@ -31,6 +31,7 @@ pub mod roots;
 mod test_trees;
 pub mod tree_directories;
 pub mod tree_walk;
+pub mod upstreams;
 pub mod usage;
 mod verification;
 

@@ -12,12 +12,14 @@ use crate::{
     background,
     cache::CacheControl,
     commands::{
-        cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, copy::CopyArgs,
-        daemon::DaemonArgs, diff::DiffArgs, du::DuArgs, export::ExportArgs, find::FindArgs,
-        import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs, path_info::PathInfoArgs,
-        ping::PingArgs, services::ServicesArgs, stat::StatArgs, tree::TreeArgs, umount::UmountArgs,
+        cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, config::ConfigArgs,
+        copy::CopyArgs, daemon::DaemonArgs, diff::DiffArgs, du::DuArgs, export::ExportArgs,
+        find::FindArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs,
+        path_info::PathInfoArgs, ping::PingArgs, services::ServicesArgs, stat::StatArgs,
+        tree::TreeArgs, umount::UmountArgs,
         virtiofs::VirtiofsArgs,
     },
+    config::{ConfigFileArgs, Configured},
     exit::Failure,
     logging::LoggingArgs,
     server::systemd::HandedOver,
@@ -53,6 +55,8 @@ pub(crate) struct Cli {
     services: ServiceArgs,
     #[command(flatten)]
     logging: LoggingArgs,
+    #[command(flatten)]
+    file: ConfigFileArgs,
     /// This is the process that goes on in the background
     #[arg(long = background::FLAG, hide = true)]
     in_background: bool,
@@ -81,6 +85,7 @@ enum Command {
     Ping(PingArgs),
     Services(ServicesArgs),
     Cache(CacheArgs),
+    Config(ConfigArgs),
     Completions(CompletionsArgs),
 }
 
@@ -165,9 +170,15 @@ impl Cli {
     /// Runs the command. The sockets are those that whoever started the process handed over.
     pub(crate) async fn run(
         self,
+        configured: Configured,
         sockets: HandedOver,
         log_file: Option<File>,
     ) -> Result<(), Failure> {
+        // Who looks into the files wants to know what is wrong with them.
+        let configured = match &self.command {
+            Command::Config(_) => configured,
+            _ => configured.usable()?,
+        };
         let context = Context {
             services: self.services,
             shows_progress: self.logging.shows_progress(),
@@ -195,6 +206,7 @@ impl Cli {
             Command::Ping(args) => args.run(&context).await,
             Command::Services(args) => args.run(&context).await,
             Command::Cache(args) => args.run(&context).await,
+            Command::Config(args) => args.run(configured).await,
             Command::Completions(args) => args.run().await,
         }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod cache;
 pub(crate) mod cat;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod daemon;
 pub(crate) mod diff;

@@ -106,6 +106,18 @@ impl Failure {
         if is_unwanted { Self { code: Code::Done, ..failure } } else { failure }
     }
 
+    /// The last of at least one failure, to be reported by whoever gets it; the others are reported
+    /// here.
+    pub(crate) fn last_of(failures: Vec<Self>) -> Self {
+        let mut failures = failures.into_iter();
+        let mut last = failures.next().expect("there is at least one");
+        for failure in failures {
+            last.report();
+            last = failure;
+        }
+        last
+    }
+
     /// Adds what can be done, in place of what the error suggests.
     pub(crate) fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }

@@ -3,12 +3,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 mod background;
 mod cache;
 mod cli;
 mod commands;
+mod config;
 mod exit;
 mod health;
 mod http;
@@ -27,7 +26,7 @@ mod traces;
 fn main() -> ExitCode {
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
-    let cli = cli::Cli::parse();
+    let (cli, configured) = config::parse::<cli::Cli>(std::env::args_os().collect());
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().thread_name("cairn").enable_all().build()
         {
@@ -43,7 +42,7 @@ fn main() -> ExitCode {
         Ok(told) => told,
         Err(failure) => return failure.report(),
     };
-    let result = runtime.block_on(cli.run(sockets, log_file));
+    let result = runtime.block_on(cli.run(configured, sockets, log_file));
     if let Some(traces) = traces {
         traces.end();
     }

@@ -33,6 +33,7 @@ use cairn_store::{
     },
 };
 use cairn_telemetry::trace;
+use futures::{FutureExt as _, future::BoxFuture};
 
 use crate::{
     cache::{CacheControl, default_budget},
@@ -56,8 +57,9 @@ const MEMORY_CACHE: u64 = 256 * 1024 * 1024;
 #[command(next_help_heading = "Store")]
 pub(crate) struct ServiceArgs {
     /// The store to work on: sled:/path, grpc+http://host:port, grpc+https://host,
-    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix, memory: or
-    /// cache:?near=sled:/path&far=URL
+    /// grpc+unix:/path, objectstore+file:///path, objectstore+s3://bucket/prefix, memory:,
+    /// cache:?near=sled:/path&far=URL, upstreams:?store=URL&store=URL, or the name of a store in a
+    /// configuration file
     ///
     /// Without it, the local store of the user: /var/lib/cairn for root, otherwise
     /// $XDG_DATA_HOME/cairn or ~/.local/share/cairn. Any number of commands may use a local store
@@ -240,16 +242,28 @@ impl ServiceArgs {
     /// Whether each directory that is asked for costs the way to a store that is far.
     pub(crate) fn has_far_directories(&self) -> Result<bool, Failure> {
         let Addresses { directories, cache, .. } = self.addresses()?;
-        let is_far = matches!(directories, Address::Grpc(_) | Address::ObjectStore(_));
-        Ok(is_far && !cache.is_some_and(|cache| cache.directories))
+        Ok(is_far(&directories) && !cache.is_some_and(|cache| cache.directories))
     }
 
     /// The folder of the local store that blobs are in. `None` if they are elsewhere.
     pub(crate) fn blob_folder(&self) -> Result<Option<PathBuf>, Failure> {
-        Ok(match self.addresses()?.blobs {
-            Address::Local(folder) => Some(folder),
+        let mut blobs = &self.addresses()?.blobs;
+        while let Address::Upstreams(all) = blobs {
+            blobs = all.written();
+        }
+        Ok(match blobs {
+            Address::Local(folder) => Some(folder.clone()),
             _ => None,
         })
+    }
+}
+
+/// Whether some of the store is on another machine, with nothing of it kept on this one.
+fn is_far(address: &Address) -> bool {
+    match address {
+        Address::Grpc(_) | Address::ObjectStore(_) => true,
+        Address::Upstreams(all) => all.stores.iter().any(is_far),
+        Address::Memory | Address::Local(_) | Address::Cache(_) => false,
     }
 }
 
@@ -309,13 +323,11 @@ impl OpenServices {
             opener.path_infos(&path_infos_at, blobs.clone(), directories.clone()).await?;
         let layers = [&blobs_at, &directories_at, &path_infos_at].map(layer);
         let mut services = traced(Services { blobs, directories, path_infos }, layers);
-        let mut local: Vec<_> = opener.local.into_values().collect();
         let mut control = None;
         if let Some(cache) = cache {
-            let (near, shared) = cached(&cache, &services).await?;
+            let (near, shared) = opener.cached(&cache.near, cache.size, &services).await?;
             let near = traced(near, ["cache"; 3]);
-            control = shared.as_ref().and_then(|shared| shared.control());
-            local.splice(0..0, shared);
+            control = shared.and_then(|shared| shared.control());
             if cache.blobs {
                 services.blobs = near.blobs;
             }
@@ -332,6 +344,9 @@ impl OpenServices {
             path_infos = %services.path_infos,
             "opened the store",
         );
+        // A cache that is of another one was opened behind it.
+        let caches = opener.caches.into_iter().rev().map(|(_, cache)| cache);
+        let local = caches.chain(opener.local.into_values()).collect();
         Ok(Self { services, cache: control, local })
     }
 
@@ -352,6 +367,7 @@ fn layer(address: &Address) -> &'static str {
         Address::ObjectStore(_) => "bucket",
         Address::Grpc(_) => "peer",
         Address::Cache(_) => "cache",
+        Address::Upstreams(_) => "upstreams",
     }
 }
 
@@ -368,44 +384,90 @@ fn traced(services: Services, layers: [&'static str; 3]) -> Services {
     }
 }
 
-/// The services of a store through its cache, and what has to be closed behind them.
-async fn cached(
-    cache: &CacheOf,
-    far: &Services,
-) -> Result<(Services, Option<Arc<SharedStore>>), Failure> {
-    let Address::Local(folder) = &cache.near else {
-        let near = Near::memory(cache.size.map_or(MEMORY_CACHE, |size| size.0));
-        let services = Services {
-            blobs: Arc::new(CacheBlobService::new(near.clone(), far.blobs.clone())),
-            directories: Arc::new(CacheDirectoryService::new(
-                near.clone(),
-                far.directories.clone(),
-            )),
-            path_infos: Arc::new(CachePathInfoService::new(near, far.path_infos.clone())),
-        };
-        return Ok((services, None));
-    };
-    let budget = cache.size.map_or_else(|| default_budget(folder), |size| size.0);
-    let purpose = Purpose::Cache(Cached { far: far.clone(), budget });
-    let shared = SharedStore::open(folder, purpose).await;
-    let shared = shared.map_err(|error| Failure::new("the cache can't be used", error))?;
-    let services = Services {
-        blobs: Arc::new(SharedBlobService(shared.clone())),
-        directories: Arc::new(SharedDirectoryService(shared.clone())),
-        path_infos: Arc::new(SharedPathInfoService(shared.clone())),
-    };
-    Ok((services, Some(shared)))
-}
-
 /// Opens each store once, however many services are in it.
 #[derive(Default)]
 struct Opener {
     local: HashMap<PathBuf, Arc<SharedStore>>,
     peers: HashMap<String, GrpcPeer>,
     bases: HashMap<String, ObjectBase>,
+    /// The folders of caches, in the order in which they were opened.
+    caches: Vec<(PathBuf, Arc<SharedStore>)>,
+    /// Stores with all their services.
+    whole: Vec<(Address, Services)>,
 }
 
 impl Opener {
+    /// All services of a store, each with the others beside it.
+    fn services<'a>(
+        &'a mut self,
+        address: &'a Address,
+    ) -> BoxFuture<'a, Result<Services, Failure>> {
+        async move {
+            if let Some((_, services)) = self.whole.iter().find(|(known, _)| known == address) {
+                return Ok(services.clone());
+            }
+            let services = match address {
+                Address::Upstreams(all) => {
+                    let mut upstreams = Vec::with_capacity(all.stores.len());
+                    for store in &all.stores {
+                        upstreams.push(self.services(store).await?);
+                    }
+                    Services::of_upstreams(upstreams, all.write)
+                }
+                Address::Cache(cache) => {
+                    let far = self.services(&cache.far).await?;
+                    self.cached(&cache.near, cache.size, &far).await?.0
+                }
+                _ => {
+                    let blobs = self.blobs(address).await?;
+                    let directories = self.directories(address).await?;
+                    let path_infos =
+                        self.path_infos(address, blobs.clone(), directories.clone()).await?;
+                    Services { blobs, directories, path_infos }
+                }
+            };
+            self.whole.push((address.clone(), services.clone()));
+            Ok(services)
+        }
+        .boxed()
+    }
+
+    /// The services of a store through its cache, which is shared if it is in a folder.
+    async fn cached(
+        &mut self,
+        near: &Address,
+        size: Option<ByteSize>,
+        far: &Services,
+    ) -> Result<(Services, Option<Arc<SharedStore>>), Failure> {
+        let Address::Local(folder) = near else {
+            let near = Near::memory(size.map_or(MEMORY_CACHE, |size| size.0));
+            let services = Services {
+                blobs: Arc::new(CacheBlobService::new(near.clone(), far.blobs.clone())),
+                directories: Arc::new(CacheDirectoryService::new(
+                    near.clone(),
+                    far.directories.clone(),
+                )),
+                path_infos: Arc::new(CachePathInfoService::new(near, far.path_infos.clone())),
+            };
+            return Ok((services, None));
+        };
+        if self.caches.iter().any(|(known, _)| known == folder) {
+            let what = format!("the folder {} is the cache of two stores", folder.display());
+            return Err(Failure::plain(Code::Usage, what).help("give each a folder of its own"));
+        }
+        let budget = size.map_or_else(|| default_budget(folder), |size| size.0);
+        let purpose = Purpose::Cache(Cached { far: far.clone(), budget });
+        let shared = SharedStore::open(folder, purpose).await;
+        let shared = shared.map_err(|error| Failure::new("the cache can't be used", error))?;
+        self.caches.push((folder.clone(), shared.clone()));
+        let services = Services {
+            blobs: Arc::new(SharedBlobService(shared.clone())),
+            directories: Arc::new(SharedDirectoryService(shared.clone())),
+            path_infos: Arc::new(SharedPathInfoService(shared.clone())),
+        };
+        Ok((services, Some(shared)))
+    }
+
     async fn blobs(&mut self, address: &Address) -> Result<Arc<dyn BlobService>, Failure> {
         Ok(match address {
             Address::Memory => Arc::new(MemoryBlobService::new()),
@@ -416,7 +478,7 @@ impl Opener {
                 Arc::new(ObjectStoreBlobService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcBlobService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.blobs,
         })
     }
 
@@ -433,7 +495,7 @@ impl Opener {
                 Arc::new(ObjectStoreDirectoryService::new(self.base(objects).await?))
             }
             Address::Grpc(peer) => Arc::new(GrpcDirectoryService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.directories,
         })
     }
 
@@ -453,7 +515,7 @@ impl Opener {
                 Arc::new(ObjectStorePathInfoService::new(base, blobs, directories))
             }
             Address::Grpc(peer) => Arc::new(GrpcPathInfoService::new(self.peer(peer)?)),
-            Address::Cache(_) => return Err(nested(address)),
+            Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.path_infos,
         })
     }
 
@@ -484,20 +546,17 @@ impl Opener {
     }
 
     async fn base(&mut self, address: &ObjectAddress) -> Result<ObjectBase, Failure> {
-        let key = address.to_string();
+        // With the options, by which one bucket can be on two servers.
+        let key = address.url().to_string();
         if let Some(base) = self.bases.get(&key) {
             return Ok(base.clone());
         }
-        let base = ObjectBase::open(address).map_err(|error| unusable(&key, error))?;
-        base.check().await.map_err(|error| unusable(&key, error))?;
+        let unusable = |error: BoxError| unusable(&address.to_string(), error);
+        let base = ObjectBase::open(address).map_err(|error| unusable(error.into()))?;
+        base.check().await.map_err(|error| unusable(error.into()))?;
         self.bases.insert(key, base.clone());
         Ok(base)
     }
-}
-
-/// Caches were taken apart before: what is far has none.
-fn nested(address: &Address) -> Failure {
-    Failure::plain(Code::Usage, format!("{address} is a cache of a cache"))
 }
 
 fn unusable(address: &str, error: impl Into<BoxError>) -> Failure {

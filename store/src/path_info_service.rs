@@ -11,8 +11,12 @@ pub mod memory;
 pub mod object_store;
 mod status;
 mod teller;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+mod test_far;
 pub mod told;
 pub mod traced;
+pub mod upstreams;
 mod window;
 
 use std::fmt;

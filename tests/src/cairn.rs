@@ -168,6 +168,7 @@ impl Cairn {
         }
         // Nor may it learn of trees from other runs, or its user from these.
         command.env("XDG_CACHE_HOME", env::temp_dir().join("cairn-test-cache"));
+        command.env("CAIRN_CONFIG", "/dev/null");
         command.env_remove("RUST_LOG").env("CAIRN_STORE", &self.store).args(arguments);
         command
     }

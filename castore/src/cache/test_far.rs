@@ -2,6 +2,7 @@
 //! says so.
 
 use std::{
+    collections::HashSet,
     fmt,
     fs::File,
     sync::{
@@ -12,7 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
@@ -33,6 +35,8 @@ pub(crate) struct Control {
     pub(crate) hides_chunks: AtomicBool,
     /// It sends no proofs.
     pub(crate) hides_proofs: AtomicBool,
+    /// It says that these are damaged, as soon as it comes to them, or in the middle.
+    pub(crate) damaged: Mutex<HashSet<Digest>>,
     /// What is asked waits until this is true.
     gate: watch::Sender<bool>,
     asked: AtomicUsize,
@@ -46,6 +50,7 @@ impl Default for Control {
             lies: AtomicBool::new(false),
             hides_chunks: AtomicBool::new(false),
             hides_proofs: AtomicBool::new(false),
+            damaged: Mutex::default(),
             gate: watch::Sender::new(true),
             asked: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
@@ -101,6 +106,13 @@ impl FarBlobs {
         };
         self.control.ask().await.then_some(()).ok_or_else(gone)
     }
+
+    fn damage(&self, digests: &[Digest]) -> Result<(), BlobError> {
+        let damaged = self.control.damaged.lock();
+        let digest = digests.iter().find(|digest| damaged.contains(digest)).copied();
+        let corrupt = |digest| BlobError::Corrupt { digest, reason: "torn".to_owned() };
+        digest.map_or(Ok(()), |digest| Err(corrupt(digest)))
+    }
 }
 
 impl fmt::Display for FarBlobs {
@@ -133,11 +145,17 @@ impl BlobService for FarBlobs {
     async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
         self.ask().await?;
         let control = self.control.clone();
-        Ok(self.blobs.read(digest, range).await?.map_ok(move |bytes| control.send(bytes)).boxed())
+        let blob = self.blobs.read(digest, range).await?;
+        let blob = blob.map_ok(move |bytes| control.send(bytes));
+        match self.damage(&[*digest]) {
+            Ok(()) => Ok(blob.boxed()),
+            Err(error) => Ok(blob.take(1).chain(stream::iter([Err(error)])).boxed()),
+        }
     }
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         self.ask().await?;
+        self.damage(digests)?;
         let blobs = self.blobs.read_many(digests).await?;
         Ok(blobs.into_iter().map(|blob| blob.map(|bytes| self.control.send(bytes))).collect())
     }
@@ -180,6 +198,15 @@ impl FarDirectories {
     }
 }
 
+impl Control {
+    fn damage_of(&self, digest: Digest) -> Result<(), DirectoryError> {
+        match self.damaged.lock().contains(&digest) {
+            false => Ok(()),
+            true => Err(DirectoryError::Corrupt { digest, reason: "torn".to_owned() }),
+        }
+    }
+}
+
 impl fmt::Display for FarDirectories {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("far-away:")
@@ -190,12 +217,19 @@ impl fmt::Display for FarDirectories {
 impl DirectoryService for FarDirectories {
     async fn get(&self, digest: &Digest) -> Result<Option<Directory>, DirectoryError> {
         self.ask().await?;
+        self.control.damage_of(*digest)?;
         self.directories.get(digest).await
     }
 
     async fn get_closure(&self, root: &Digest) -> Result<DirectoryStream, DirectoryError> {
         self.ask().await?;
-        self.directories.get_closure(root).await
+        let control = self.control.clone();
+        let checked = move |directory: Directory| {
+            control.damage_of(directory.digest())?;
+            Ok(directory)
+        };
+        let closure = self.directories.get_closure(root).await?;
+        Ok(closure.map(move |directory| directory.and_then(&checked)).boxed())
     }
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, DirectoryError> {

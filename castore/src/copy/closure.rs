@@ -24,7 +24,7 @@ const SPOOL: &str = "the temporary file for directories";
 
 /// Directories that were put aside.
 #[derive(Debug)]
-pub(super) struct SpooledClosure {
+pub(crate) struct SpooledClosure {
     spool: SpooledTempFile,
     /// Where each begins and how long it is.
     places: HashMap<Digest, (u64, usize)>,
@@ -32,16 +32,16 @@ pub(super) struct SpooledClosure {
 }
 
 impl SpooledClosure {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { spool: SpooledTempFile::new(MEMORY_BYTES), places: HashMap::new(), end: 0 }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.places.len()
     }
 
     /// Puts one aside.
-    pub(super) fn push(&mut self, directory: &Directory) -> io::Result<()> {
+    pub(crate) fn push(&mut self, directory: &Directory) -> io::Result<()> {
         let bytes = directory.encode();
         self.spool.write_all(&bytes)?;
         self.places.insert(directory.digest(), (self.end, bytes.len()));
@@ -50,7 +50,7 @@ impl SpooledClosure {
     }
 
     /// All that the root leads to, each once and behind its children.
-    pub(super) fn leaves_first(self, root: Digest) -> DirectoryStream {
+    pub(crate) fn leaves_first(self, root: Digest) -> DirectoryStream {
         let (sender, receiver) = mpsc::channel(AHEAD);
         // It ends when all is sent, or when nobody takes it any more.
         tokio::task::spawn_blocking(move || {

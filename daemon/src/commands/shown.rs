@@ -52,7 +52,8 @@ impl ShownArgs {
     /// How the file system behaves, as far as these options say.
     pub(crate) fn options(&self, space: Option<Arc<dyn SpaceSource>>) -> FileSystemOptions {
         FileSystemOptions {
-            list_root: !self.no_list_root,
+            // Both are set only if a file sets one and the command line the other.
+            list_root: self.list_root || !self.no_list_root,
             owner: self.uid_gid.unwrap_or_default(),
             deadline: Duration::from_secs(self.deadline),
             xattrs: !self.no_xattr,

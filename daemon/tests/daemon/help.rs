@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 26] = [
     "import",
     "mount",
     "umount",
@@ -27,6 +27,9 @@ const COMMANDS: [&str; 23] = [
     "cache stats",
     "cache warm",
     "cache evict",
+    "config",
+    "config check",
+    "config show",
     "completions",
 ];
 

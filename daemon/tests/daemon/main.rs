@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
 mod commands;
+mod config;
 mod help;
 mod importing;
 mod process;
 mod serving;
 mod sharing;
+mod stores;
 mod telling;

@@ -11,7 +11,9 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Variables that would change what the binary does.
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 12] = [
+    "CAIRN_CACHE",
+    "CAIRN_CACHE_SIZE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "CAIRN_HTTP",
     "CAIRN_STORE",
@@ -31,6 +33,8 @@ pub(crate) fn cairn() -> Command {
     for variable in VARIABLES {
         command.env_remove(variable);
     }
+    // Nor does what the user has configured count.
+    command.env("CAIRN_CONFIG", "/dev/null");
     // What other runs have imported is not to be known.
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command

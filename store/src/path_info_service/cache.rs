@@ -215,31 +215,17 @@ impl fmt::Display for CachePathInfoService {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::Ordering;
 
-    use cairn_castore::{
-        Blob, BlobService, DirectoryService,
-        blob_service::memory::MemoryBlobService,
-        directory_service::memory::MemoryDirectoryService,
-        local::cache::{CACHE_MIN, LocalCache},
-    };
+    use cairn_castore::local::cache::{CACHE_MIN, LocalCache};
     use tonic::transport::Server;
 
     use super::*;
     use crate::path_info_service::{
         grpc::{GrpcPathInfoService, tests::serve},
         grpc_server::PathInfoServer,
-        memory::MemoryPathInfoService,
+        test_far::{far, filled},
     };
-
-    type Parts = (Arc<dyn PathInfoService>, Arc<dyn BlobService>, Arc<dyn DirectoryService>);
-
-    fn far() -> Parts {
-        let blobs: Arc<dyn BlobService> = Arc::new(MemoryBlobService::new());
-        let directories: Arc<dyn DirectoryService> = Arc::new(MemoryDirectoryService::new());
-        let service = MemoryPathInfoService::new(Arc::clone(&blobs), Arc::clone(&directories));
-        (Arc::new(service), blobs, directories)
-    }
 
     fn local(folder: &std::path::Path) -> Near {
         Near::local(LocalCache::open(folder, CACHE_MIN).unwrap())
@@ -266,90 +252,6 @@ mod tests {
         let peer = Arc::new(GrpcPathInfoService::new(served.peer.clone()));
         let service = CachePathInfoService::new(local(folder.path()), peer);
         crate::conformance::path_info_service(Arc::new(service), blobs, directories).await;
-    }
-
-    /// A far service of some name, which can be gone.
-    #[derive(Debug)]
-    struct Far {
-        name: &'static str,
-        service: Arc<dyn PathInfoService>,
-        is_gone: AtomicBool,
-    }
-
-    impl Far {
-        fn ask(&self) -> Result<(), PathInfoError> {
-            match self.is_gone.load(Ordering::SeqCst) {
-                false => Ok(()),
-                true => Err(PathInfoError::Unavailable {
-                    service: self.name.to_owned(),
-                    source: "no route to it".into(),
-                }),
-            }
-        }
-    }
-
-    impl fmt::Display for Far {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.name)
-        }
-    }
-
-    #[async_trait]
-    impl PathInfoService for Far {
-        async fn get(&self, hash: &OutputHash) -> Result<Option<PathInfo>, PathInfoError> {
-            self.ask()?;
-            self.service.get(hash).await
-        }
-
-        async fn put(
-            &self,
-            info: PathInfo,
-            witness: Option<NarWitness>,
-        ) -> Result<PathInfo, PathInfoError> {
-            self.ask()?;
-            self.service.put(info, witness).await
-        }
-
-        async fn list(
-            &self,
-            after: Option<OutputHash>,
-            limit: usize,
-        ) -> Result<Vec<PathInfo>, PathInfoError> {
-            self.ask()?;
-            self.service.list(after, limit).await
-        }
-
-        async fn delete(&self, hash: &OutputHash) -> Result<bool, PathInfoError> {
-            self.ask()?;
-            self.service.delete(hash).await
-        }
-
-        async fn calculate_nar(&self, node: &Node) -> Result<NarInfo, PathInfoError> {
-            self.ask()?;
-            self.service.calculate_nar(node).await
-        }
-
-        fn get_local(&self, _: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>> {
-            None
-        }
-
-        fn tree_teller(&self) -> Option<TreeTeller> {
-            None
-        }
-    }
-
-    /// A far service with so many paths, in ascending order.
-    async fn filled(name: &'static str, count: usize) -> (Arc<Far>, Vec<PathInfo>) {
-        let (service, blobs, _) = far();
-        blobs.put_many(vec![Blob::new(Bytes::from_static(b"hi\n"))]).await.unwrap();
-        let node = Node::File { digest: Digest::of(b"hi\n"), size: 3, executable: false };
-        let witness = NarWitness::new(node.clone(), service.calculate_nar(&node).await.unwrap());
-        for index in 0..count {
-            let info = PathInfo::of_imported(&format!("{name}-{index}"), &witness).unwrap();
-            service.put(info, Some(witness.clone())).await.unwrap();
-        }
-        let infos = service.list(None, PAGE_MAX).await.unwrap();
-        (Arc::new(Far { name, service, is_gone: AtomicBool::new(false) }), infos)
     }
 
     #[tokio::test]

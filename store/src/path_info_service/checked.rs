@@ -238,12 +238,7 @@ impl<S: PathInfoStorage> PathInfoService for CheckedPathInfoService<S> {
     }
 
     async fn calculate_nar(&self, node: &Node) -> Result<NarInfo, PathInfoError> {
-        let name = match node {
-            Node::Directory { digest, .. } => format!("directory {digest}"),
-            Node::File { digest, .. } => format!("blob {digest}"),
-            Node::Symlink { target } => format!("a symlink to {target}"),
-        };
-        self.nar_of(&name, node).await
+        self.nar_of(&contents::name_of(node), node).await
     }
 
     fn get_local(&self, hash: &OutputHash) -> Option<Result<Option<PathInfo>, PathInfoError>> {
@@ -300,7 +295,7 @@ fn check_length(info: &PathInfo) -> Result<(), PathInfoError> {
 }
 
 /// The stored record with the signatures that the new one adds.
-fn merge(stored: &PathInfo, new: &PathInfo) -> Result<PathInfo, PathInfoError> {
+pub(super) fn merge(stored: &PathInfo, new: &PathInfo) -> Result<PathInfo, PathInfoError> {
     let differs = [
         ("name", stored.store_path != new.store_path),
         ("root", stored.node != new.node),

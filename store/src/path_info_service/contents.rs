@@ -76,6 +76,15 @@ async fn check_blobs(
     }
 }
 
+/// What a tree is called that has no store path.
+pub(super) fn name_of(node: &Node) -> String {
+    match node {
+        Node::Directory { digest, .. } => format!("directory {digest}"),
+        Node::File { digest, .. } => format!("blob {digest}"),
+        Node::Symlink { target } => format!("a symlink to {target}"),
+    }
+}
+
 /// The same error, if it is not that a blob or directory is not there.
 pub(super) fn as_missing(name: &str, error: PathInfoError) -> PathInfoError {
     let what = match &error {
