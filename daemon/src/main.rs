@@ -12,6 +12,7 @@ mod commands;
 mod exit;
 mod local_owner;
 mod logging;
+mod mount_helper;
 mod output;
 mod progress;
 mod server;
@@ -20,6 +21,9 @@ mod signals;
 mod space;
 
 fn main() -> ExitCode {
+    if let Some(words) = mount_helper::words(std::env::args_os()) {
+        return mount_helper::become_cairn(&words).report();
+    }
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
     let cli = cli::Cli::parse();

@@ -26,7 +26,9 @@ use super::{
     import::{Imports, StatCacheArgs},
     shown::{self, ShownArgs},
 };
-use crate::{background, cli::Context, exit::Failure, output::Output, signals::EndSignals};
+use crate::{
+    background, cli::Context, exit::Failure, output::Output, server::systemd, signals::EndSignals,
+};
 
 /// What is printed, with the mountpoint behind it, once the mount answers.
 const MOUNTED: &str = "mounted on ";
@@ -49,8 +51,11 @@ Examples:
   cairn mount --record build.profile ~/store
   cairn --store grpc+http://host:8000 mount --no-list-root ~/store")]
 pub(crate) struct MountArgs {
-    /// Where to mount: a directory that exists
+    /// Where to mount: a directory that exists, unless --mkdir makes it
     mountpoint: PathBuf,
+    /// Make the mountpoint, and the folders above it, if they are not there
+    #[arg(long)]
+    mkdir: bool,
     /// Import this first; may be repeated
     #[arg(long, value_name = "PATH")]
     import: Vec<PathBuf>,
@@ -97,6 +102,9 @@ impl MountArgs {
             return background::start(MOUNTED).await;
         }
         // A mountpoint that can't be one is told before anything is imported.
+        if self.mkdir {
+            self.make_mountpoint().await?;
+        }
         if let Err(error) = tokio::fs::metadata(&self.mountpoint).await
             && error.kind() == std::io::ErrorKind::NotFound
         {
@@ -124,6 +132,7 @@ impl MountArgs {
                 }
                 let line = format!("{MOUNTED}{}", self.mountpoint.display());
                 output.announce(line).await;
+                systemd::notify("READY=1");
                 if context.in_background {
                     background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
@@ -136,6 +145,18 @@ impl MountArgs {
                 served.and(recorded)
             })
             .await
+    }
+
+    async fn make_mountpoint(&self) -> Result<(), Failure> {
+        match tokio::fs::create_dir_all(&self.mountpoint).await {
+            // What is there, but no folder that can be looked at, may be a mount whose process is gone,
+            // which is replaced later on.
+            Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+                let path = self.mountpoint.clone();
+                Err(failure(&self.mountpoint, MountError::MountPoint { path, source }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where what is written goes, and the folder that is to be removed at the end.
@@ -187,6 +208,14 @@ impl MountArgs {
             .map_err(|error| failure(&self.mountpoint, error))
     }
 
+    /// Returns when the mount has answered the kernel, whatever it has said.
+    async fn has_answered(&self) {
+        let mountpoint = self.mountpoint.clone();
+        // Only this question always comes to the mount; others are answered from the kernel's caches.
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statfs(&mountpoint)).await;
+        tracing::trace!(?asked, "the mount has answered");
+    }
+
     /// Waits for the end of the mount, and brings it about if a signal says so.
     async fn serve(&self, mount: Mount, signals: &mut EndSignals) -> Result<(), Failure> {
         let mount = Arc::new(mount);
@@ -196,8 +225,10 @@ impl MountArgs {
                 tracing::info!("unmounted from elsewhere");
                 return Ok(());
             }
+            never = systemd::keep_alive(async || self.has_answered().await) => match never {},
         };
         tracing::info!(%signal, "unmounting");
+        systemd::notify("STOPPING=1");
         let leaving = Arc::clone(&mount);
         let left = tokio::task::spawn_blocking(move || leaving.leave_tree())
             .await
@@ -236,7 +267,7 @@ fn failure(mountpoint: &Path, error: MountError) -> Failure {
     let shown = mountpoint.display();
     let help = match &error {
         MountError::MountPoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            Some(format!("create the directory first: mkdir -p {shown}"))
+            Some(format!("create the directory first, `mkdir -p {shown}`, or use --mkdir"))
         }
         MountError::InUse { .. } => {
             Some(format!("choose another directory, or unmount what is there: umount {shown}"))
