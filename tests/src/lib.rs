@@ -5,6 +5,7 @@
 
 pub mod cairn;
 pub mod compare;
+pub mod docker;
 pub mod generated;
 pub mod history;
 pub mod kill;

@@ -6,6 +6,7 @@ mod blocked;
 mod buckets;
 mod caching;
 mod commands;
+mod compose;
 mod copying;
 mod damage;
 mod full_disk;
