@@ -23,5 +23,6 @@ mod refusals;
 mod semantics;
 mod serving;
 mod sharing;
+mod systemd;
 mod virtiofs;
 mod writable;
