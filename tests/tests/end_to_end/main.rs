@@ -11,6 +11,7 @@ mod copying;
 mod damage;
 mod full_disk;
 mod kills;
+mod kubernetes;
 mod large;
 mod lying_peers;
 mod main_job;
