@@ -71,6 +71,10 @@ pub const RETRIES: u32 = 3;
 /// The longest pause before the first of these calls; it doubles from one to the next.
 pub const BACK_OFF: Duration = Duration::from_millis(100);
 
+/// How long a peer that has answered before is given to come back, as one that is started anew: from
+/// the first call that finds it gone. Calls that come later do not wait for it.
+pub const RETURN_TIME: Duration = Duration::from_secs(10);
+
 /// A peer that takes at least so long to answer the quickest of its calls is far: the line to it is
 /// what is waited for, and to have less come over it pays for what that costs the processors.
 const FAR: Duration = Duration::from_millis(2);
@@ -89,6 +93,10 @@ pub struct GrpcPeer {
     url: Arc<str>,
     deadline: Duration,
     quickest: Arc<Quickest>,
+    /// How long it is given to come back.
+    return_time: Duration,
+    /// Since when it can't be reached, though it has answered before.
+    gone_since: Arc<Mutex<Option<Instant>>>,
 }
 
 /// How long the quickest of the calls took.
@@ -112,7 +120,12 @@ impl Quickest {
     /// `false` as long as there was none.
     fn is_far(&self) -> bool {
         let quickest = self.nanoseconds.load(Ordering::Relaxed);
-        quickest != u64::MAX && Duration::from_nanos(quickest) >= self.far
+        self.is_known() && Duration::from_nanos(quickest) >= self.far
+    }
+
+    /// Whether there was one.
+    fn is_known(&self) -> bool {
+        self.nanoseconds.load(Ordering::Relaxed) != u64::MAX
     }
 }
 
@@ -160,7 +173,15 @@ impl GrpcPeer {
         let channel =
             channel.map_err(|source| PeerError { url: url.to_string(), source: source.into() })?;
         let channel = Measured::client(channel);
-        Ok(Self { channel, url, deadline: DEADLINE, quickest: Quickest::new(FAR) })
+        let quickest = Quickest::new(FAR);
+        Ok(Self {
+            channel,
+            url,
+            deadline: DEADLINE,
+            quickest,
+            return_time: RETURN_TIME,
+            gone_since: Arc::default(),
+        })
     }
 
     /// The same peer with another [`DEADLINE`].
@@ -198,7 +219,8 @@ impl GrpcPeer {
     }
 
     /// Makes an idempotent call, and again when the peer can't be reached: at most [`RETRIES`]
-    /// times. A peer that is reached and does not answer in time is not asked again.
+    /// times, or for [`RETURN_TIME`] if it has answered before. A peer that is reached and does not
+    /// answer in time is not asked again.
     pub async fn call<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -207,7 +229,9 @@ impl GrpcPeer {
         loop {
             let start = Instant::now();
             match self.within_deadline(call()).await {
-                Err(status) if is_transient(&status) && attempt < RETRIES => {
+                Err(status)
+                    if is_transient(&status) && (self.may_come_back() || attempt < RETRIES) =>
+                {
                     back_off(attempt).await;
                     attempt += 1;
                     GRPC_CLIENT_RETRIES.add(1);
@@ -215,11 +239,18 @@ impl GrpcPeer {
                 answer => {
                     if answer.is_ok() {
                         self.quickest.note(start.elapsed());
+                        *self.gone_since.lock() = None;
                     }
                     return answer.map(Response::into_inner);
                 }
             }
         }
+    }
+
+    /// Whether a peer that can't be reached has been there, and not been gone for long.
+    fn may_come_back(&self) -> bool {
+        self.quickest.is_known()
+            && self.gone_since.lock().get_or_insert_with(Instant::now).elapsed() < self.return_time
     }
 
     async fn within_deadline<T>(
@@ -479,6 +510,33 @@ pub(crate) mod test_server;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_was_there_has_time_to_come_back() {
+        let Ok(crate::Address::Grpc(address)) = "grpc+http://127.0.0.1:1".parse() else {
+            panic!("it is an address of a peer")
+        };
+        let mut peer = GrpcPeer::new(&address).unwrap();
+        // Is there again after so many calls.
+        let is_answered = async |peer: &GrpcPeer, silent: u32| {
+            let calls = AtomicU64::new(0);
+            let answer = peer.call(|| {
+                let number = calls.fetch_add(1, Ordering::Relaxed);
+                std::future::ready(match number < u64::from(silent) {
+                    true => Err(Status::unavailable("it is started anew")),
+                    false => Ok(Response::new(())),
+                })
+            });
+            answer.await.is_ok()
+        };
+        assert!(!is_answered(&peer, RETRIES + 1).await, "nobody has seen it yet");
+        assert!(is_answered(&peer, RETRIES).await);
+        assert!(is_answered(&peer, RETRIES + 2).await);
+        peer.return_time = Duration::ZERO;
+        assert!(!is_answered(&peer, RETRIES + 1).await, "it has been gone for long");
+        assert!(is_answered(&peer, RETRIES).await);
+        assert!(peer.gone_since.lock().is_none());
+    }
 
     #[test]
     fn a_peer_is_far_if_none_of_its_answers_was_quick() {

@@ -13,6 +13,7 @@ mod health;
 mod http;
 mod local_owner;
 mod logging;
+mod mount_helper;
 mod output;
 mod peer;
 mod process;
@@ -24,6 +25,9 @@ mod space;
 mod traces;
 
 fn main() -> ExitCode {
+    if let Some(words) = mount_helper::words(std::env::args_os()) {
+        return mount_helper::become_cairn(&words).report();
+    }
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
     let (cli, configured) = config::parse::<cli::Cli>(std::env::args_os().collect());

@@ -5,10 +5,12 @@
 
 pub mod cairn;
 pub mod compare;
+pub mod docker;
 pub mod generated;
 pub mod history;
 pub mod kill;
 pub mod linux;
+pub mod manifests;
 pub mod measure;
 pub mod model;
 pub mod nix;

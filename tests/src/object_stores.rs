@@ -87,7 +87,7 @@ fn is_listening(port: u16) -> bool {
 }
 
 /// The program of this name, which may have to be built first.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/object-stores");
     let found = Running::start(Command::new(script).arg(name)).finish_within(LONG_PATIENCE);
     Path::new(found.succeeded().text().trim_end()).join(name)

@@ -168,6 +168,8 @@ async fn serve(
             |error| Err(Failure::new("the server ended", error)),
             |served| served.map_err(|error| Failure::new("nothing is served any more", error)),
         ),
+        // That this is run at all is the sign.
+        never = systemd::keep_alive(async || {}) => match never {},
     };
     systemd::notify("STOPPING=1");
     telling.ending();

@@ -32,6 +32,7 @@ use crate::{
     exit::Failure,
     http::{HttpArgs, Telling},
     output::Output,
+    server::systemd,
     signals::EndSignals,
     traces::TraceArgs,
 };
@@ -57,8 +58,11 @@ Examples:
   cairn mount --record build.profile ~/store
   cairn --store grpc+http://host:8000 mount --no-list-root ~/store")]
 pub(crate) struct MountArgs {
-    /// Where to mount: a directory that exists
+    /// Where to mount: a directory that exists, unless --mkdir makes it
     mountpoint: PathBuf,
+    /// Make the mountpoint, and the folders above it, if they are not there
+    #[arg(long)]
+    mkdir: bool,
     /// Import this first; may be repeated
     #[arg(long, value_name = "PATH")]
     import: Vec<PathBuf>,
@@ -109,6 +113,9 @@ impl MountArgs {
             return background::start(MOUNTED).await;
         }
         // A mountpoint that can't be one is told before anything is imported.
+        if self.mkdir {
+            self.make_mountpoint().await?;
+        }
         if let Err(error) = tokio::fs::metadata(&self.mountpoint).await
             && error.kind() == std::io::ErrorKind::NotFound
         {
@@ -138,6 +145,7 @@ impl MountArgs {
                 }
                 let line = format!("{MOUNTED}{}", self.mountpoint.display());
                 output.announce(line).await;
+                systemd::notify("READY=1");
                 if context.in_background {
                     background::let_go_of_outputs(context.log_file.as_ref())?;
                 }
@@ -151,6 +159,18 @@ impl MountArgs {
                 served.and(recorded)
             })
             .await
+    }
+
+    async fn make_mountpoint(&self) -> Result<(), Failure> {
+        match tokio::fs::create_dir_all(&self.mountpoint).await {
+            // What is there, but no folder that can be looked at, may be a mount whose process is gone,
+            // which is replaced later on.
+            Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+                let path = self.mountpoint.clone();
+                Err(failure(&self.mountpoint, MountError::MountPoint { path, source }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where what is written goes, and the folder that is to be removed at the end.
@@ -202,6 +222,14 @@ impl MountArgs {
             .map_err(|error| failure(&self.mountpoint, error))
     }
 
+    /// Returns when the mount has answered the kernel, whatever it has said.
+    async fn has_answered(&self) {
+        let mountpoint = self.mountpoint.clone();
+        // Only this question always comes to the mount; others are answered from the kernel's caches.
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statfs(&mountpoint)).await;
+        tracing::trace!(?asked, "the mount has answered");
+    }
+
     /// Waits for the end of the mount, and brings it about if a signal says so.
     async fn serve(
         &self,
@@ -217,9 +245,11 @@ impl MountArgs {
                 tracing::info!("unmounted from elsewhere");
                 return Ok(());
             }
+            never = systemd::keep_alive(async || self.has_answered().await) => match never {},
         };
         telling.ending();
         tracing::info!(%signal, "unmounting");
+        systemd::notify("STOPPING=1");
         let leaving = Arc::clone(&mount);
         let left = tokio::task::spawn_blocking(move || leaving.leave_tree())
             .await
@@ -258,7 +288,7 @@ fn failure(mountpoint: &Path, error: MountError) -> Failure {
     let shown = mountpoint.display();
     let help = match &error {
         MountError::MountPoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            Some(format!("create the directory first: mkdir -p {shown}"))
+            Some(format!("create the directory first, `mkdir -p {shown}`, or use --mkdir"))
         }
         MountError::InUse { .. } => {
             Some(format!("choose another directory, or unmount what is there: umount {shown}"))

@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::{
-    env, io,
+    convert::Infallible,
+    env, future, io,
     os::{
         fd::{FromRawFd as _, OwnedFd, RawFd},
         linux::net::SocketAddrExt as _,
@@ -12,6 +13,7 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    time::Duration,
 };
 
 use rustix::{
@@ -85,8 +87,7 @@ fn listener(socket: OwnedFd) -> io::Result<Listener> {
     }
 }
 
-/// Tells the supervisor, if it wants to know, that the process is in another state:
-/// `READY=1`, `STOPPING=1`.
+/// Tells the supervisor, if it wants to know, of the process: `READY=1`, `STOPPING=1`, `WATCHDOG=1`.
 pub(crate) fn notify(state: &str) {
     let Some(name) = env::var_os("NOTIFY_SOCKET") else { return };
     let bytes = name.as_bytes();
@@ -104,9 +105,43 @@ pub(crate) fn notify(state: &str) {
     }
 }
 
+/// Tells the supervisor again and again that the process lives, each time when `lives` has returned.
+/// Says nothing to one that does not wait for it.
+pub(crate) async fn keep_alive(lives: impl AsyncFn()) -> Infallible {
+    let variable = |name| env::var(name).ok();
+    let Some(patience) = patience(variable("WATCHDOG_PID"), variable("WATCHDOG_USEC")) else {
+        return future::pending().await;
+    };
+    loop {
+        lives().await;
+        notify("WATCHDOG=1");
+        // Twice in its patience, so that one that comes late does no harm.
+        tokio::time::sleep(patience / 2).await;
+    }
+}
+
+/// How long the supervisor waits for a sign of life of this process, if it does.
+fn patience(pid: Option<String>, microseconds: Option<String>) -> Option<Duration> {
+    let is_ours = pid.is_none_or(|pid| pid == std::process::id().to_string());
+    let microseconds = microseconds?.parse().ok().filter(|time| *time > 0 && is_ours)?;
+    Some(Duration::from_micros(microseconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signs_of_life_are_for_who_waits_for_them() {
+        let us = || Some(std::process::id().to_string());
+        let time = || Some("3000000".to_owned());
+        assert_eq!(patience(us(), time()), Some(Duration::from_secs(3)));
+        assert_eq!(patience(None, time()), Some(Duration::from_secs(3)));
+        assert_eq!(patience(Some("1".to_owned()), time()), None);
+        assert_eq!(patience(us(), None), None);
+        assert_eq!(patience(us(), Some("0".to_owned())), None);
+        assert_eq!(patience(us(), Some("soon".to_owned())), None);
+    }
 
     #[tokio::test]
     async fn sockets_that_listen_are_taken_and_others_are_not() {

@@ -292,6 +292,21 @@ fn a_mountpoint_of_a_dead_mount_is_mounted_again() {
 }
 
 #[test]
+fn a_mountpoint_is_made_if_that_is_asked_for() {
+    let scene = Scene::new();
+    let mountpoint = scene.path("not/there");
+    let words = ["mount", mountpoint.to_str().unwrap()];
+    scene.cairn().run(words).failed(1, &[words[1], "--mkdir"]);
+    let dead = scene.cairn().mount_with(&mountpoint, ["--mkdir"]).kill();
+    eventually("the end of the connection", || fs::read_dir(&mountpoint).is_err());
+    // It is there now, though nobody can look at it.
+    let mount = scene.cairn().mount_with(&mountpoint, ["--mkdir"]);
+    assert_eq!(fs::read_dir(&mountpoint).unwrap().count(), 0);
+    mount.stop(Signal::TERM).succeeded();
+    drop(dead);
+}
+
+#[test]
 fn a_mountpoint_in_use_is_refused() {
     let (scene, mount, path) = mounted();
     let mountpoint = scene.path("mnt");
