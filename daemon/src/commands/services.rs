@@ -117,6 +117,7 @@ async fn ask(address: &Address, used_for: Vec<&'static str>) -> Result<StoreReco
         Address::ObjectStore(_) => "objects",
         Address::Grpc(_) => "gRPC server",
         Address::Cache(_) => "cache",
+        Address::Upstreams(_) => "upstreams",
     };
     let mut record = StoreRecord {
         store: address.to_string(),
