@@ -12,7 +12,8 @@ use crate::{
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Metrics of at most so many cells show all of them from the start, so that the first time that
-/// something goes wrong is an increase. Others show those cells that are not 0.
+/// something goes wrong is an increase. Others, and histograms, which have a dozen lines for each, show
+/// those cells that are not 0.
 const SHOWN_WHOLE: usize = 32;
 
 /// All that there is to tell now.
@@ -38,7 +39,8 @@ fn write(text: &mut String, metric: &dyn Metric) -> fmt::Result {
     let mut has_head = false;
     for cell in 0..metric.cells() {
         let Some(value) = metric.value(cell) else { continue };
-        if metric.cells() > SHOWN_WHOLE && is_zero(&value) {
+        let is_whole = metric.cells() <= SHOWN_WHOLE && metric.kind() != Kind::Histogram;
+        if !is_whole && is_zero(&value) {
             continue;
         }
         if !has_head {

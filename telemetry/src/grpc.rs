@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Instant,
 };
@@ -105,7 +105,7 @@ where
         let side = self.side;
         let method = method(request.uri().path());
         // Those that are none of ours may be meant to stay: who watches the health of a server does.
-        let place = (method != OTHER_METHOD).then(|| side.begin());
+        let place = (method != OTHER_METHOD).then(|| Arc::new(side.begin()));
         let name = PATHS.get(method).map_or("other", |path| path.trim_start_matches('/'));
         let span = match side {
             Side::Server => trace::answer(request.headers(), "grpc", name),
@@ -115,10 +115,11 @@ where
             trace::tell(&span, request.headers_mut());
         }
         let within = span.clone();
-        let call = Call { span, side, method, start: Instant::now(), code: OnceLock::new(), place };
+        let call = Call { span, side, method, start: Instant::now(), code: OnceLock::new() };
         let [sent, answered] = side.bytes();
-        let request =
-            request.map(|body| Body::new(Counted { body, bytes: sent, method, call: None }));
+        let counted =
+            move |body, bytes, call, place| Body::new(Counted { body, bytes, method, call, place });
+        let request = request.map(|body| counted(body, sent, None, place.clone()));
         let answer = within.in_scope(|| self.inner.call(request));
         let answer = answer.instrument(within);
         Box::pin(async move {
@@ -131,14 +132,13 @@ where
                     return Err(error);
                 }
             };
-            call.goes_on();
             call.read(answer.headers());
             Ok(answer.map(|body| {
                 if body.is_end_stream() {
                     call.end(Code::Ok);
                     return body;
                 }
-                Body::new(Counted { body, bytes: answered, method, call: Some(call) })
+                counted(body, answered, Some(call), place)
             }))
         })
     }
@@ -153,16 +153,9 @@ struct Call {
     start: Instant,
     /// What came of it, once that is known.
     code: OnceLock<Code>,
-    place: Option<Place>,
 }
 
 impl Call {
-    fn goes_on(&self) {
-        if let Some(place) = &self.place {
-            place.goes_on();
-        }
-    }
-
     /// The first that is said counts.
     fn end(&self, code: Code) {
         let _ = self.code.set(code);
@@ -195,6 +188,8 @@ struct Counted {
     method: usize,
     /// The request that this is the answer to.
     call: Option<Call>,
+    /// What goes on with each of them.
+    place: Option<Arc<Place>>,
 }
 
 impl HttpBody for Counted {
@@ -212,11 +207,11 @@ impl HttpBody for Counted {
                 if let Some(data) = frame.data_ref() {
                     self.bytes.add_at(self.method, data.len() as u64);
                 }
-                if let Some(call) = &self.call {
-                    call.goes_on();
-                    if let Some(trailers) = frame.trailers_ref() {
-                        call.read(trailers);
-                    }
+                if let Some(place) = &self.place {
+                    place.goes_on();
+                }
+                if let (Some(call), Some(trailers)) = (&self.call, frame.trailers_ref()) {
+                    call.read(trailers);
                 }
             }
             Poll::Ready(Some(Err(status))) => {

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -56,15 +57,17 @@ impl Prometheus {
         fs::write(folder.join("prometheus.yml"), config).unwrap();
         fs::copy(shipped("prometheus/alerts.yml"), folder.join("alerts.yml")).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
-        let server = Running::start(
+        let mut server = Running::start(
             Command::new("prometheus")
                 .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
                 .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
                 .arg(format!("--web.listen-address={address}"))
-                .args(["--log.level=warn", "--storage.tsdb.no-lockfile"]),
+                .arg("--log.level=warn"),
         );
-        let listens = || std::net::TcpStream::connect(&address).is_ok();
-        eventually("Prometheus listens", listens);
+        eventually("Prometheus listens", || {
+            assert!(!server.has_ended(), "Prometheus has ended: {}", server.said());
+            TcpStream::connect(&address).is_ok()
+        });
         let api = Telling::at(&address);
         eventually("Prometheus is ready", || api.get("/-/ready").0 == 200);
         Self { api, _server: server }

@@ -1,13 +1,7 @@
 //! Traces, received by a collector of the tests' own: one read on a mount is one trace, through the
 //! daemon and down to the object store.
 
-use std::{
-    collections::HashMap,
-    fs,
-    net::SocketAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, fs, net::SocketAddr, sync::Arc, time::Instant};
 
 use cairn_tests::{
     cairn::Scene,
