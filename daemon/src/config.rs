@@ -216,7 +216,8 @@ impl Config {
         // A setting goes behind a flag that excludes it, as it does behind its own.
         let run = leaf(&matches);
         let is_given = |id: &Id| {
-            let source = run.try_contains_id(id.as_str()).ok().and(run.value_source(id.as_str()));
+            let id = id.as_str();
+            let source = run.try_contains_id(id).ok().and_then(|_| run.value_source(id));
             source.is_some_and(|source| source != ValueSource::DefaultValue)
         };
         let count = all.len();

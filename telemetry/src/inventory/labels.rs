@@ -235,10 +235,11 @@ methods! {
     "snix.castore.v1.BlobService" { "Stat", "Read", "Put" }
     "snix.castore.v1.DirectoryService" { "Get", "Put" }
     "snix.store.v1.PathInfoService" { "Get", "Put", "CalculateNAR", "List" }
-    "cairn.v1.BlobService" { "HasMany", "Stat", "ReadRange", "ReadMany", "PutMany" }
+    "cairn.v1.BlobService" { "HasMany", "Stat", "ReadRange", "ReadMany", "PutMany", "Put" }
     "cairn.v1.DirectoryService" { "HasMany" }
     "cairn.v1.PathInfoService" { "ListPage", "Delete", "TellTree" }
     "cairn.v1.CacheService" { "Stats", "Evict", "Warm" }
+    "cairn.v1.ServerService" { "Info" }
 }
 
 /// How many methods there are.
