@@ -28,5 +28,5 @@ ENV GARAGE_CONFIG_FILE=/etc/garage.toml
 EXPOSE 3900
 ENTRYPOINT ["/bin/garage"]
 CMD ["server"]
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \
     CMD ["/bin/garage", "status"]

@@ -63,8 +63,9 @@ impl Docker {
         docker
     }
 
-    fn in_environment(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+    /// A program that finds this daemon, as Docker's own do.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
         let socket = self.folder.path().join("docker.sock");
         command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
         command.env("DOCKER_CONFIG", self.folder.path().join("config"));
@@ -74,18 +75,13 @@ impl Docker {
 
     /// The client as a command, without its words.
     pub fn command(&self) -> Command {
-        self.in_environment(CLIENT)
+        self.program(CLIENT)
     }
 
     /// Runs the client, which has to succeed.
     #[track_caller]
     pub fn tell<A: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Finished {
         Running::start(self.command().args(words)).finish_within(LONG_PATIENCE).succeeded()
-    }
-
-    /// `docker-compose` as a command, without its words.
-    pub fn compose(&self) -> Command {
-        self.in_environment("docker-compose")
     }
 
     /// Builds an image by a Dockerfile of the repository, around a binary that there is.

@@ -16,6 +16,7 @@ pub mod model;
 pub mod nix;
 pub mod object_stores;
 pub mod peer;
+pub mod pods;
 pub mod process;
 pub mod proxy;
 pub mod random;

@@ -2,6 +2,7 @@
 //! make: imports through it, reads of its mount, and what its readers see of crashes.
 
 use std::{
+    env,
     fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
@@ -10,14 +11,16 @@ use std::{
 };
 
 use cairn_tests::{
-    cairn::{Cairn, Scene},
+    cairn::{self, Cairn, Scene},
     compare::{self, Face},
     docker::{BASE, Docker, SharedFolder},
     object_stores,
-    process::{Finished, LONG_PATIENCE, Running, eventually},
+    process::{Finished, LONG_PATIENCE, Running, eventually, run},
     random::Random,
     trees::{self, base_name},
 };
+
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/README.md");
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/compose");
 
@@ -45,13 +48,20 @@ impl Stack {
         Self { files, scene, docker, shared }
     }
 
-    fn command<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = self.docker.compose();
-        command.current_dir(FOLDER);
+    /// A program that finds the stack, as Compose does.
+    fn program(&self, name: &str) -> Command {
+        let mut command = self.docker.program(name);
+        let files: Vec<_> = self.files.iter().map(|file| format!("{FOLDER}/{file}")).collect();
+        command.env("COMPOSE_FILE", files.join(":"));
         // Any port that is free.
         command.env("CAIRN_LISTEN", "127.0.0.1:0");
         command.env("CAIRN_MOUNT", self.shared.path()).env("CAIRN_CACHE_SIZE", "1GiB");
-        command.args(self.files.iter().flat_map(|file| ["-f", file])).args(words);
+        command
+    }
+
+    fn command<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = self.program("docker-compose");
+        command.args(words);
         command
     }
 
@@ -104,6 +114,26 @@ impl Stack {
         self.tell(words).text().trim_end().to_owned()
     }
 
+    /// Makes an image of the Prometheus that the host has, as the one of this name has it.
+    #[track_caller]
+    fn build_prometheus(&self, tag: &str) {
+        let context = self.scene.new_folder("prometheus");
+        for name in ["prometheus", "promtool"] {
+            fs::copy(Path::new("/usr/bin").join(name), context.join(name)).unwrap();
+        }
+        let dockerfile = format!(
+            "FROM {BASE}\n\
+             COPY prometheus promtool /bin/\n\
+             RUN install -d -o nobody /prometheus\n\
+             USER nobody\n\
+             ENTRYPOINT [\"/bin/prometheus\"]\n"
+        );
+        fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+        let mut build = self.docker.command();
+        build.args(["build", "--network", "none", "--tag", tag]).arg(context);
+        Running::start(&mut build).finish_within(LONG_PATIENCE).succeeded();
+    }
+
     /// A tree of its own that is more than what is fetched at once.
     fn tree(&self, name: &str) -> PathBuf {
         let tree = self.scene.new_folder(name);
@@ -138,7 +168,8 @@ impl Stack {
 
     #[track_caller]
     fn down(&self, words: &[&str]) {
-        self.tell(["down", "--timeout", "40"].into_iter().chain(words.iter().copied()));
+        let down = ["--profile", "metrics", "down", "--timeout", "40"];
+        self.tell(down.into_iter().chain(words.iter().copied()));
         assert_eq!(self.shared.mounts(), [""; 0], "a mount is left behind");
     }
 }
@@ -149,7 +180,8 @@ impl Drop for Stack {
             let logs = Running::start(&mut self.command(["logs", "--no-color"])).finish();
             eprintln!("{}", String::from_utf8_lossy(&logs.stdout));
         }
-        let _ = Running::start(&mut self.command(["down", "--timeout", "1"])).finish();
+        let down = ["--profile", "metrics", "down", "--timeout", "1"];
+        let _ = Running::start(&mut self.command(down)).finish();
     }
 }
 
@@ -217,6 +249,20 @@ fn a_stack_on_object_storage_survives_the_end_of_each_of_its_parts() {
         stack.read_through_a_crash(service, "of-three");
     }
 
+    // Each of them is measured, by a Prometheus that is Debian's here.
+    stack.build_prometheus("prom/prometheus:v3.5.0");
+    let metrics = ["--profile", "metrics", "up", "--detach", "--no-build", "--no-recreate"];
+    stack.tell(metrics.into_iter().chain(scaled).chain(["prometheus"]));
+    let prometheus = &stack.containers("prometheus")[0];
+    let query = |query: &str| {
+        let words = ["exec", prometheus, "promtool", "query", "instant"];
+        let words = words.into_iter().chain(["http://127.0.0.1:9090", query]);
+        run(stack.docker.command().args(words)).text().to_owned()
+    };
+    eventually("eight processes are measured", || {
+        query("count(up == 1)").contains("=> 8 ") && query("up == 0").is_empty()
+    });
+
     // An update of the mounter: who has a file open reads it to its end.
     let mut open = File::open(stack.at(&small_path).join("large")).unwrap();
     let restart = Running::start(&mut stack.command(["restart", "--timeout", "40", "mounter"]));
@@ -248,4 +294,32 @@ fn a_stack_on_files_has_them_when_it_is_started_again() {
     stack.up();
     compare::assert_same(&tree, &stack.at(&imported), Face::Mount);
     stack.down(&["--volumes"]);
+}
+
+#[test]
+#[ignore = "starts containers, for some minutes"]
+fn the_walk_through_of_the_readme_is_as_it_says() {
+    let stack = Stack::start(&["compose.yaml", "compose.file.yaml"]);
+    stack.up();
+    let readme = fs::read_to_string(README).unwrap();
+    let (_, behind) = readme.split_once("<!-- the walk through the stack -->\n```sh\n").unwrap();
+    let (walk, _) = behind.split_once("```").unwrap();
+    // As it stands there, but for the places and the name that Debian's Compose has.
+    let shared = stack.shared.path().to_str().unwrap();
+    let address = stack.tell(["port", "gateway", "8000"]);
+    let walk = walk
+        .replace("docker compose", "docker-compose")
+        .replace("/mnt/cairn", shared)
+        .replace("127.0.0.1:8000", address.text().trim_end());
+    stack.docker.tell(["tag", BASE, "debian:bookworm-20251229-slim"]);
+    fs::rename(trees::small(stack.scene.folder(), "small"), stack.scene.path("my-tree")).unwrap();
+
+    let mut bash = stack.program("bash");
+    bash.args(["-eux", "-o", "pipefail", "-c", &walk]).current_dir(stack.scene.folder());
+    // Ours, and Debian's client of Docker, before what else there is.
+    let ours = cairn::binary().parent().unwrap().display();
+    bash.env("PATH", format!("{ours}:/usr/bin:{}", env::var("PATH").unwrap()));
+    let walked = Running::start(&mut bash).finish_within(LONG_PATIENCE).succeeded();
+    assert!(walked.text().contains("/nix/store/"));
+    assert_eq!(stack.shared.mounts(), [""; 0]);
 }
