@@ -81,13 +81,13 @@ impl TreeDirectories {
         if !self.comes_ahead {
             return self.service.get(digest).await?.map(Arc::new).ok_or_else(missing);
         }
-        if let Some(directory) = self.take_if_it_comes(digest).await {
+        if let Some(directory) = self.take_if_it_comes(digest).await? {
             return Ok(directory);
         }
         // Whoever wants a second one in the same directory will want all of them.
         if let Some(within) = within.filter(|within| self.is_second_descent(within))
             && self.ask(within).await.is_ok()
-            && let Some(directory) = self.take_if_it_comes(digest).await
+            && let Some(directory) = self.take_if_it_comes(digest).await?
         {
             return Ok(directory);
         }
@@ -122,14 +122,17 @@ impl TreeDirectories {
 
     /// Takes what comes ahead until this one has come. A stream that breaks off, such as one that a server
     /// has broken off since nothing of it was taken for long, is one that does not bring it.
-    async fn take_if_it_comes(&mut self, digest: &Digest) -> Option<Arc<Directory>> {
+    async fn take_if_it_comes(
+        &mut self,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Directory>>, DirectoryError> {
         match self.take_until(digest).await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::debug!(%error, "directories that come ahead broke off");
+            Err(DirectoryError::Unavailable { service, source }) => {
+                tracing::debug!(service, error = %source, "directories that come ahead broke off");
                 self.coming = None;
-                None
+                Ok(None)
             }
+            found => found,
         }
     }
 
