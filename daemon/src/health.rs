@@ -28,8 +28,9 @@ const BEAT_MAX: Duration = Duration::from_secs(15);
 /// How often the store is tried.
 const TRY_INTERVAL: Duration = Duration::from_secs(20);
 
-/// How long a service of the store may take to answer when it is tried.
-const TRY_TIME: Duration = Duration::from_secs(10);
+/// How long a service of the store may take to answer when it is tried: longer than a peer that was
+/// there has to come back, so that it is said what is wrong.
+const TRY_TIME: Duration = Duration::from_secs(15);
 
 /// What was found when the store was tried counts for so long.
 const TRIED_MAX: Duration = Duration::from_secs(90);
