@@ -86,16 +86,25 @@ impl Configured {
 
 /// Reads the command line and the files that it, or else the machine, names. Ends the process on
 /// wrong usage and after `--help`, as clap does.
-pub(crate) fn parse<C: CommandFactory + FromArgMatches>(args: Vec<OsString>) -> (C, Configured) {
+pub(crate) fn parse<C: CommandFactory + FromArgMatches>(
+    args: Vec<OsString>,
+) -> Result<(C, Configured), Failure> {
     let named = named(&args).or_else(|| env::var_os(VARIABLE));
     let named = named.filter(|name| !name.is_empty()).map(PathBuf::from);
-    let config = Config::read(named.as_deref(), C::command);
-    let matches = match &config {
-        Ok(config) => config.matches(C::command, |command| command.get_matches_from(&args)),
-        Err(_) => C::command().get_matches_from(&args),
+    let (config, matches) = match Config::read(named.as_deref(), C::command) {
+        Ok(config) => {
+            let matches = config.matches(C::command, |command| command.get_matches_from(&args));
+            (Ok(config), matches)
+        }
+        Err(failures) => match C::command().try_get_matches_from(&args) {
+            Ok(matches) => (Err(failures), matches),
+            // The command line may be wrong for want of what the file says.
+            Err(error) if error.use_stderr() => return Err(Failure::last_of(failures)),
+            Err(help) => help.exit(),
+        },
     };
     let parsed = C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    (parsed, Configured { config, matches })
+    Ok((parsed, Configured { config, matches }))
 }
 
 /// The file that a command line names. No other flag has a value that begins with two dashes.
@@ -194,10 +203,12 @@ impl Config {
         let files = self.files.iter().enumerate();
         files.flat_map(|(index, file)| {
             let above = &self.files[..index];
-            let is_key =
-                |one: &Setting, other: &Setting| one.table == other.table && one.key == other.key;
+            let is_over = |other: &Setting, setting: &Setting| {
+                let is_same = other.table == setting.table && other.key == setting.key;
+                is_same || setting.is_excluded_by(other)
+            };
             file.settings.iter().filter(move |setting| {
-                !above.iter().flat_map(|file| &file.settings).any(|other| is_key(setting, other))
+                !above.iter().flat_map(|file| &file.settings).any(|other| is_over(other, setting))
             })
         })
     }
@@ -235,7 +246,7 @@ impl Config {
             false => with_names(root, &self.stores),
         };
         settings.iter().fold(root, |root, setting| {
-            in_table(root, &setting.table, &|command| {
+            in_command(root, &setting.path, &|command| {
                 command.mut_arg(setting.id.as_str(), |arg| default(arg, setting))
             })
         })
@@ -262,23 +273,19 @@ fn with_names(command: Command, stores: &Stores) -> Command {
     command.mut_subcommands(|below| with_names(below, stores))
 }
 
-/// Changes the command of a table.
-fn in_table(command: Command, table: &str, change: &dyn Fn(Command) -> Command) -> Command {
-    if table.is_empty() {
-        return change(command);
+/// Changes the command with this path of names.
+fn in_command(command: Command, path: &[String], change: &dyn Fn(Command) -> Command) -> Command {
+    match path {
+        [] => change(command),
+        [name, rest @ ..] => command.mut_subcommand(name, |below| in_command(below, rest, change)),
     }
-    let below = command.get_subcommands().find_map(|below| {
-        let rest = table.strip_prefix(below.get_name())?;
-        let rest = if rest.is_empty() { rest } else { rest.strip_prefix('-')? };
-        Some((below.get_name().to_owned(), rest))
-    });
-    let (name, rest) = below.expect("settings are of commands that there are");
-    command.mut_subcommand(name, |below| in_table(below, rest, change))
 }
 
 fn default(arg: Arg, setting: &Setting) -> Arg {
-    let is_hidden = setting.has_secret();
-    let arg = arg.default_values(setting.values.clone()).hide_default_value(is_hidden);
+    let mut arg = arg.default_values(setting.values.clone());
+    if setting.has_secret() {
+        arg = arg.hide_default_value(true);
+    }
     if setting.kind != Kind::Switch || setting.values != ["true"] {
         return arg;
     }

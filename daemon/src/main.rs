@@ -30,7 +30,10 @@ fn main() -> ExitCode {
     }
     // Before anything else opens a file.
     let sockets = server::systemd::handed_over();
-    let (cli, configured) = config::parse::<cli::Cli>(std::env::args_os().collect());
+    let (cli, configured) = match config::parse::<cli::Cli>(std::env::args_os().collect()) {
+        Ok(parsed) => parsed,
+        Err(failure) => return failure.report(),
+    };
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().thread_name("cairn").enable_all().build()
         {

@@ -48,6 +48,11 @@ impl UpstreamsBlobService {
         Err(failure.unwrap_or(BlobError::NotFound(*digest)))
     }
 
+    /// What one has.
+    async fn has_of(upstream: Arc<dyn BlobService>, digests: Vec<Digest>) -> Found<(), BlobError> {
+        Found::of(upstream.has_many(&digests).await)
+    }
+
     /// What one has of small blobs. One that is damaged there keeps no other from being found.
     async fn read_of(
         upstream: Arc<dyn BlobService>,
@@ -80,10 +85,7 @@ impl BlobService for UpstreamsBlobService {
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
         check_count(digests.len(), HAS_MANY_DIGESTS)?;
-        let ask = async |upstream: Arc<dyn BlobService>, digests: Vec<Digest>| {
-            Found::of(upstream.has_many(&digests).await)
-        };
-        let found = self.0.many(digests, |upstream, digests| ask(upstream, digests)).await?;
+        let found = self.0.many(digests, Self::has_of).await?;
         Ok(found.iter().map(Option::is_some).collect())
     }
 

@@ -57,6 +57,14 @@ impl UpstreamsDirectoryService {
         Err(failure.unwrap_or(DirectoryError::NotFound(*root)))
     }
 
+    /// What one has.
+    async fn has_of(
+        upstream: Arc<dyn DirectoryService>,
+        digests: Vec<Digest>,
+    ) -> Found<(), DirectoryError> {
+        Found::of(upstream.has_many(&digests).await)
+    }
+
     /// Sees to it that these directories are where others are stored, if any upstream has them.
     async fn bring_over(&self, digests: &[Digest]) -> Result<(), DirectoryError> {
         let writable = self.0.writable();
@@ -133,10 +141,7 @@ impl DirectoryService for UpstreamsDirectoryService {
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, DirectoryError> {
         check_count(digests.len())?;
-        let ask = async |upstream: Arc<dyn DirectoryService>, digests: Vec<Digest>| {
-            Found::of(upstream.has_many(&digests).await)
-        };
-        let found = self.0.many(digests, |upstream, digests| ask(upstream, digests)).await?;
+        let found = self.0.many(digests, Self::has_of).await?;
         Ok(found.iter().map(Option::is_some).collect())
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Problem {
 pub(crate) struct Setting {
     /// The name of the key's table, which is that of the command; empty for what every command takes.
     pub(crate) table: String,
+    /// The names of the command.
+    pub(crate) path: Vec<String>,
     pub(crate) key: String,
     /// What the command line calls it by.
     pub(crate) id: Id,
@@ -282,6 +284,7 @@ impl Reader<'_> {
         }
         Some(Setting {
             table: table.name.clone(),
+            path: table.path.clone(),
             key: name.to_string(),
             id: arg.get_id().clone(),
             kind,

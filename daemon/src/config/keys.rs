@@ -34,6 +34,8 @@ const ALIKE: f64 = 0.7;
 pub(crate) struct Table<'a> {
     /// The names of the command, joined by dashes. Empty for the table that is the file itself.
     pub(crate) name: String,
+    /// The same, one by one.
+    pub(crate) path: Vec<String>,
     /// The command.
     pub(crate) command: &'a Command,
 }
@@ -73,18 +75,14 @@ impl Kind {
 
 /// The tables that a file can have: its own first, then those of all commands.
 pub(crate) fn tables(root: &Command) -> Vec<Table<'_>> {
-    fn add<'a>(tables: &mut Vec<Table<'a>>, name: String, command: &'a Command) {
+    fn add<'a>(tables: &mut Vec<Table<'a>>, path: &[String], command: &'a Command) {
+        tables.push(Table { name: path.join("-"), path: path.to_vec(), command });
         for below in command.get_subcommands() {
-            let name = match name.as_str() {
-                "" => below.get_name().to_owned(),
-                name => format!("{name}-{}", below.get_name()),
-            };
-            tables.push(Table { name: name.clone(), command: below });
-            add(tables, name, below);
+            add(tables, &[path, &[below.get_name().to_owned()]].concat(), below);
         }
     }
-    let mut tables = vec![Table { name: String::new(), command: root }];
-    add(&mut tables, String::new(), root);
+    let mut tables = Vec::new();
+    add(&mut tables, &[], root);
     tables
 }
 

@@ -256,7 +256,10 @@ fn help_and_the_version_are_there_whatever_the_file_is() {
     for word in ["--help", "--version"] {
         assert_eq!(run(with(&file).arg(word)).code, Some(0));
     }
-    assert_eq!(run(with(&file).arg("list")).code, Some(2));
+    // What the file could have said is not held against the command line.
+    let named = run(with(&file).args(["--store", "named-there", "list"]));
+    assert_eq!(named.code, Some(2));
+    assert!(named.stderr.contains("cairn.toml:1: "), "{}", named.stderr);
     assert_eq!(run(with(&file).args(["config", "check", "/dev/null"])).code, Some(0));
 }
 

@@ -147,8 +147,10 @@ impl PathInfoService for UpstreamsPathInfoService {
         Some(Ok(None))
     }
 
+    /// Nobody: what another upstream has is not stored before the record is, and who is told of a tree
+    /// would wait for it in vain.
     fn tree_teller(&self) -> Option<TreeTeller> {
-        self.upstreams.writable().tree_teller()
+        None
     }
 }
 

@@ -3,11 +3,16 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use cairn_castore::{Blob, BlobService, Digest, DirectoryService, directory::SizeRule};
 use futures::StreamExt as _;
+use tonic::transport::Server;
 
 use super::*;
 use crate::{
     Services, StorePath,
-    path_info_service::test_far::{Far, far, filled},
+    path_info_service::{
+        grpc::{GrpcPathInfoService, tests::serve},
+        grpc_server::PathInfoServer,
+        test_far::{Far, far, filled},
+    },
 };
 
 /// Empty services in memory.
@@ -176,4 +181,20 @@ async fn another_record_of_an_upstream_is_not_overlaid() {
     assert!(matches!(refused, Err(PathInfoError::Conflict { .. })), "{refused:?}");
     assert_eq!(written.path_infos.list(None, 10).await.unwrap(), []);
     assert_eq!(both.path_infos.put(info.clone(), None).await.unwrap(), info);
+}
+
+/// It would wait for the blobs that other upstreams have, for as long as it waits for any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_not_told_of_a_tree_that_does_not_come() {
+    let (service, blobs, directories) = far();
+    let server = PathInfoServer::new(service);
+    let router = Server::builder()
+        .add_service(server.clone().into_snix_service())
+        .add_service(server.into_cairn_service());
+    let served = serve(router).await;
+    let peer = Arc::new(GrpcPathInfoService::new(served.peer.clone()));
+    assert!(peer.tree_teller().is_some());
+    let written = Services { blobs, directories, path_infos: peer };
+    let both = Services::of_upstreams(vec![memory(), written], 1);
+    assert!(both.path_infos.tree_teller().is_none());
 }
