@@ -6,9 +6,9 @@ mod labels;
 
 use self::labels::{BUILD, count};
 pub use self::labels::{
-    CACHE_LAYER, CODE, CacheLayer, ERRNO, FUSE_OPERATION, FuseErrno, FuseOperation, METHOD, METHODS,
-    OBJECT_OPERATION, OBJECT_OUTCOME, OPERATION, OTHER_METHOD, ObjectOperation, ObjectOutcome,
-    Operation, PATHS, REQUESTS, SERVICE, SOURCE, Service, Source,
+    CACHE_LAYER, CODE, CacheLayer, ERRNO, FUSE_OPERATION, FuseErrno, FuseOperation, METHOD,
+    METHODS, OBJECT_OPERATION, OBJECT_OUTCOME, OPERATION, OTHER_METHOD, ObjectOperation,
+    ObjectOutcome, Operation, PATHS, REQUESTS, SERVICE, SOURCE, Service, Source,
 };
 use crate::metric::{
     About, Counter, Histogram, Label, Level, Metric, Reading,

@@ -57,7 +57,7 @@ impl Node {
             words.extend(["--env".to_owned(), format!("{name}={value}")]);
         }
         for mount in array(&container["volumeMounts"]) {
-            words.extend(self.volume(pod, mount));
+            words.extend(self.volume(pod, &mount));
         }
         if let Some(limit) = container["resources"]["limits"]["memory"].as_str() {
             // What Docker calls `1g`.

@@ -14,6 +14,8 @@ use cairn_tests::{
 };
 use serde_json::{Value, json};
 
+const PROBES: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
+
 const OVERLAYS: [&str; 2] = ["overlays/s3", "overlays/one-node"];
 
 #[test]
@@ -55,7 +57,7 @@ fn every_server_is_probed_limited_and_kept_in_numbers() {
         let workloads = manifests.all("Deployment").chain(manifests.all("DaemonSet"));
         for workload in workloads {
             let container = &workload["spec"]["template"]["spec"]["containers"][0];
-            for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            for probe in PROBES {
                 assert!(container[probe]["httpGet"]["path"].is_string(), "{container}");
             }
             assert!(container["resources"]["limits"]["memory"].is_string());
@@ -79,13 +81,13 @@ fn pods_serve_mount_and_run_a_program_of_the_mount() {
 
     let servers = ["castore", "store"].map(|name| {
         let pod = node.start(&manifests, name, template(&manifests, "Deployment", name));
-        ["startupProbe", "livenessProbe", "readinessProbe"].map(|probe| pod.passes(probe));
+        PROBES.iter().for_each(|probe| pod.passes(probe));
         pod
     });
 
     let start_mounter = || {
         let pod = node.start(&manifests, "mounter", template(&manifests, "DaemonSet", "mounter"));
-        ["startupProbe", "livenessProbe", "readinessProbe"].map(|probe| pod.passes(probe));
+        PROBES.iter().for_each(|probe| pod.passes(probe));
         pod
     };
     let mounter = start_mounter();
