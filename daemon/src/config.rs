@@ -234,7 +234,7 @@ impl Config {
         let count = all.len();
         let kept: Vec<_> = all
             .into_iter()
-            .filter(|setting| !setting.excluded.iter().any(|excluded| is_given(excluded)))
+            .filter(|setting| !setting.excluded.iter().any(is_given))
             .collect();
         if kept.len() == count { matches } else { parse(self.with(command(), &kept)) }
     }

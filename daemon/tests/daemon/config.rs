@@ -242,7 +242,7 @@ fn files_of_any_kind_are_read_or_refused() {
 
     if !rustix::process::geteuid().is_root() {
         let file = write(folder.path(), "");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
         let ended = check(&file);
         assert_eq!(ended.code, Some(1));
         assert!(ended.stderr.contains("ermission denied"), "{}", ended.stderr);
