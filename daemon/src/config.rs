@@ -232,10 +232,8 @@ impl Config {
             source.is_some_and(|source| source != ValueSource::DefaultValue)
         };
         let count = all.len();
-        let kept: Vec<_> = all
-            .into_iter()
-            .filter(|setting| !setting.excluded.iter().any(is_given))
-            .collect();
+        let kept: Vec<_> =
+            all.into_iter().filter(|setting| !setting.excluded.iter().any(is_given)).collect();
         if kept.len() == count { matches } else { parse(self.with(command(), &kept)) }
     }
 
