@@ -11,21 +11,28 @@ use clap::{
 
 /// Flags that name what one run works on, or what it leaves behind: the table of the command, and the
 /// flag.
-const OF_ONE_RUN: [(&str, &str); 10] = [
+const OF_ONE_RUN: [(&str, &str); 16] = [
     ("", "config"),
     ("cache-evict", "all"),
     ("cache-warm", "profile"),
     ("copy", "all"),
     ("copy", "from"),
     ("copy", "to"),
+    ("find", "digest"),
+    ("find", "max-depth"),
+    ("find", "name"),
+    ("find", "size"),
+    ("find", "type"),
     ("import", "name"),
     ("mount", "import"),
     ("mount", "record"),
+    ("ping", "count"),
     ("virtiofs", "import"),
 ];
 
 /// Flags that choose the form of what is printed, of whatever command.
-const OF_OUTPUT: [&str; 3] = ["json", "long", "recursive"];
+const OF_OUTPUT: [&str; 8] =
+    ["directories", "json", "long", "name-only", "null", "recursive", "sizes", "stat"];
 
 /// How alike two words are that may be taken for each other; what clap has for flags.
 const ALIKE: f64 = 0.7;
@@ -223,6 +230,16 @@ mod tests {
             let table = tables.iter().find(|known| known.name == table).unwrap();
             let is_there = table.command.get_arguments().any(|arg| arg.get_long() == Some(flag));
             assert!(is_there, "[{}] has no flag {flag} any more", table.name);
+        }
+    }
+
+    #[test]
+    fn every_form_of_output_is_one_of_a_command() {
+        let root = Cli::command();
+        let tables = tables(&root);
+        for flag in OF_OUTPUT {
+            let mut args = tables.iter().flat_map(|table| table.command.get_arguments());
+            assert!(args.any(|arg| arg.get_long() == Some(flag)), "{flag}");
         }
     }
 
