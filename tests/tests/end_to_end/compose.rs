@@ -257,7 +257,7 @@ fn a_stack_on_object_storage_survives_the_end_of_each_of_its_parts() {
     let query = |query: &str| {
         let words = ["exec", prometheus, "promtool", "query", "instant"];
         let words = words.into_iter().chain(["http://127.0.0.1:9090", query]);
-        run(stack.docker.command().args(words)).text().to_owned()
+        run(stack.docker.command().args(words)).text().trim().to_owned()
     };
     eventually("eight processes are measured", || {
         query("count(up == 1)").contains("=> 8 ") && query("up == 0").is_empty()
