@@ -239,6 +239,8 @@ impl GrpcPeer {
                 answer => {
                     if answer.is_ok() {
                         self.quickest.note(start.elapsed());
+                    }
+                    if answer.as_ref().map_or_else(is_of_peer, |_| true) {
                         *self.gone_since.lock() = None;
                     }
                     return answer.map(Response::into_inner);
@@ -483,6 +485,11 @@ pub fn is_transient(status: &Status) -> bool {
     status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
+/// Whether a call was answered by the peer, and not by what became of the connection or the deadline.
+fn is_of_peer(status: &Status) -> bool {
+    !is_transient(status) && status.code() != Code::DeadlineExceeded
+}
+
 /// Waits before another attempt, for a random time, so that those whose connections broke at once
 /// do not come back at once.
 pub async fn back_off(attempt: u32) {
@@ -518,17 +525,18 @@ mod tests {
         };
         let mut peer = GrpcPeer::new(&address).unwrap();
         // Is there again after so many calls.
-        let is_answered = async |peer: &GrpcPeer, silent: u32| {
+        let call = async |peer: &GrpcPeer, silent: u32, answer: Result<(), Status>| {
             let calls = AtomicU64::new(0);
             let answer = peer.call(|| {
                 let number = calls.fetch_add(1, Ordering::Relaxed);
                 std::future::ready(match number < u64::from(silent) {
                     true => Err(Status::unavailable("it is started anew")),
-                    false => Ok(Response::new(())),
+                    false => answer.clone().map(Response::new),
                 })
             });
-            answer.await.is_ok()
+            answer.await
         };
+        let is_answered = async |peer: &GrpcPeer, silent| call(peer, silent, Ok(())).await.is_ok();
         assert!(!is_answered(&peer, RETRIES + 1).await, "nobody has seen it yet");
         assert!(is_answered(&peer, RETRIES).await);
         assert!(is_answered(&peer, RETRIES + 2).await);
@@ -536,6 +544,12 @@ mod tests {
         assert!(!is_answered(&peer, RETRIES + 1).await, "it has been gone for long");
         assert!(is_answered(&peer, RETRIES).await);
         assert!(peer.gone_since.lock().is_none());
+        assert!(!is_answered(&peer, RETRIES + 1).await);
+        assert!(peer.gone_since.lock().is_some());
+        call(&peer, 0, Err(Status::deadline_exceeded("nothing came"))).await.unwrap_err();
+        assert!(peer.gone_since.lock().is_some(), "nobody has answered");
+        call(&peer, 0, Err(Status::not_found("no such blob"))).await.unwrap_err();
+        assert!(peer.gone_since.lock().is_none(), "it was there to say so");
     }
 
     #[test]
