@@ -5,29 +5,23 @@
 use std::{
     fmt,
     fs::File,
-    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use async_stream::try_stream;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_proto::{
     cairn::v1::{self as cairn, blob_service_client::BlobServiceClient as CairnClient},
     snix::castore::v1::{self as snix, blob_service_client::BlobServiceClient as SnixClient},
 };
-use futures::{
-    StreamExt as _, TryStreamExt as _,
-    stream::{self, BoxStream},
-};
-use tonic::{Code, Response, Status, Streaming};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tonic::{Code, Status};
 
 use super::{
-    HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_count, check_small,
-    pieces::{many, packed_in_order, unpacked},
+    HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count, check_small,
     proof::{Proof, ProofCache, Prover},
     status::from_status,
 };
@@ -35,19 +29,12 @@ use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
     blob_service::{BlobSource, BlobStream},
     chunking::CHUNK_MIN,
-    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, PeerChannel, RETRIES, SendError, back_off},
-    outboard::{
-        Outboard, OutboardHasher,
-        verify::{covering, verified},
-    },
+    grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, PeerChannel, RETRIES, back_off},
+    outboard::{Outboard, OutboardHasher, verify::covering},
 };
 
-/// The bytes in a message of blobs to be stored, at most but for a last one.
-const PUT_MANY_MESSAGE: usize = PIECE_LEN - SMALL_BLOB_MAX;
-
-const PUT: &str = "/snix.castore.v1.BlobService/Put";
-const PUT_PACKED: &str = "/cairn.v1.BlobService/Put";
-const PUT_MANY: &str = "/cairn.v1.BlobService/PutMany";
+mod reading;
+mod storing;
 
 /// A peer's blobs. Clones share the connection and what is known of the blobs.
 #[derive(Clone)]
@@ -219,339 +206,6 @@ impl GrpcBlobService {
             proof.map(Arc::new).ok_or(BlobError::NotFound(*digest))
         };
         self.proofs.get_or_make(digest, proof).await
-    }
-
-    /// The verified bytes of a range that lies within the blob. `first` is the connection to begin
-    /// with, where there is one.
-    fn verified(&self, proof: &Proof, range: Range<u64>, first: Option<BlobStream>) -> BlobStream {
-        if range.is_empty() {
-            return stream::empty().boxed();
-        }
-        if let Some(whole) = &proof.whole {
-            let bytes = whole.slice(range.start as usize..range.end as usize);
-            return stream::iter([Ok(bytes)]).boxed();
-        }
-        let groups = covering(&range);
-        let groups = groups.start..groups.end.min(proof.size());
-        let digest = *proof.outboard.digest();
-        let bytes = self.resumed(digest, proof.chunks.clone(), groups, first);
-        verified(proof.outboard.clone(), range, bytes, self.peer.url().clone())
-    }
-
-    /// The peer's bytes of a range, not verified. A connection that breaks is made again, and
-    /// goes on where it was.
-    fn resumed(
-        &self,
-        digest: Digest,
-        chunks: Arc<Vec<ChunkMeta>>,
-        range: Range<u64>,
-        mut first: Option<BlobStream>,
-    ) -> BlobStream {
-        let service = self.clone();
-        try_stream! {
-            let mut at = range.start;
-            let mut attempt = 0;
-            'connection: while at < range.end {
-                let mut bytes = match first.take() {
-                    Some(bytes) => bytes,
-                    None => service.open(digest, &chunks, at..range.end).await?,
-                };
-                loop {
-                    match bytes.next().await {
-                        Some(Ok(piece)) => {
-                            at = at.saturating_add(piece.len() as u64);
-                            attempt = 0;
-                            yield piece;
-                        }
-                        Some(Err(BlobError::Unavailable { .. })) if attempt < RETRIES => {
-                            back_off(attempt).await;
-                            attempt += 1;
-                            continue 'connection;
-                        }
-                        Some(Err(error)) => Err(error)?,
-                        None => break 'connection,
-                    }
-                }
-            }
-        }
-        .boxed()
-    }
-
-    /// Starts to read a range, by the means that the peer has.
-    async fn open(
-        &self,
-        digest: Digest,
-        chunks: &[ChunkMeta],
-        range: Range<u64>,
-    ) -> Result<BlobStream, BlobError> {
-        match self.open_extended(digest, range.clone()).await? {
-            Some(bytes) => Ok(bytes),
-            None if chunks.is_empty() => self.open_plain(digest, range.start).await,
-            None => Ok(self.open_chunks(digest, chunks, range)),
-        }
-    }
-
-    /// A range by `cairn.v1`, or `None` if the peer does not have it.
-    async fn open_extended(
-        &self,
-        digest: Digest,
-        range: Range<u64>,
-    ) -> Result<Option<BlobStream>, BlobError> {
-        let request = cairn::ReadRangeRequest {
-            digest: digest.into(),
-            offset: range.start,
-            length: range.end - range.start,
-            takes_zstd: self.peer.is_far(),
-        };
-        let answer = self.extended(self.peer.call(|| {
-            let (mut client, request) = (self.cairn_by_pieces(), request.clone());
-            async move { client.read_range(request).await }
-        }));
-        match answer.await {
-            Ok(Some(messages)) => {
-                let data =
-                    |piece| unpacked(piece).map_err(|error| Status::data_loss(error.to_string()));
-                Ok(Some(self.receive(digest, messages, data)))
-            }
-            Ok(None) => Ok(None),
-            Err(status) => Err(self.error(status, Some(&digest), "read a range of a blob")),
-        }
-    }
-
-    /// A blob or chunk from an offset on, by the plain wire: what is before it comes as well, and
-    /// is left out.
-    async fn open_plain(&self, digest: Digest, offset: u64) -> Result<BlobStream, BlobError> {
-        let request = snix::ReadBlobRequest { digest: digest.into() };
-        let messages = self.peer.call(|| {
-            let (mut client, request) = (self.snix(), request.clone());
-            async move { client.read(request).await }
-        });
-        let messages = messages.await;
-        let messages =
-            messages.map_err(|status| self.error(status, Some(&digest), "read a blob"))?;
-        let mut skipped = offset;
-        let bytes = self.receive(digest, messages, |message: snix::BlobChunk| Ok(message.data));
-        let rest = bytes.try_filter_map(move |mut piece| {
-            let now = skipped.min(piece.len() as u64);
-            skipped -= now;
-            let rest = piece.split_off(now as usize);
-            std::future::ready(Ok((!rest.is_empty()).then_some(rest)))
-        });
-        Ok(rest.boxed())
-    }
-
-    /// A range of a blob by the plain wire, out of its chunks.
-    fn open_chunks(&self, digest: Digest, chunks: &[ChunkMeta], range: Range<u64>) -> BlobStream {
-        let mut start = 0u64;
-        let mut wanted = Vec::new();
-        for chunk in chunks {
-            let end = start.saturating_add(chunk.size);
-            if end > range.start && start < range.end {
-                wanted.push((*chunk, range.start.saturating_sub(start)));
-            }
-            start = end;
-        }
-        let service = self.clone();
-        try_stream! {
-            for (chunk, skipped) in wanted {
-                let unlisted = |how| {
-                    service.corrupt(&digest, &format!("chunk {} is {how} than listed", chunk.digest))
-                };
-                let mut bytes = service.open_plain(chunk.digest, skipped).await?;
-                let mut left = chunk.size - skipped;
-                while let Some(piece) = bytes.try_next().await? {
-                    let rest = left.checked_sub(piece.len() as u64);
-                    left = rest.ok_or_else(|| unlisted("longer"))?;
-                    yield piece;
-                }
-                if left > 0 {
-                    Err(unlisted("shorter"))?;
-                }
-            }
-        }
-        .boxed()
-    }
-
-    fn receive<M: Send + 'static>(
-        &self,
-        digest: Digest,
-        messages: Streaming<M>,
-        data: impl Fn(M) -> Result<Bytes, Status> + Send + 'static,
-    ) -> BlobStream {
-        let service = self.clone();
-        let pieces = self.peer.receive(messages, move |message| {
-            let data = data(message);
-            (!data.as_ref().is_ok_and(Bytes::is_empty)).then_some(data)
-        });
-        let error = move |status| service.error(status, Some(&digest), "read a blob");
-        pieces.map(|piece| piece.flatten()).map_err(error).boxed()
-    }
-
-    /// Small blobs by `cairn.v1`, or `None` if the peer does not have it.
-    async fn read_many_extended(
-        &self,
-        digests: &[Digest],
-    ) -> Result<Option<Vec<Option<Bytes>>>, BlobError> {
-        let what = "read many blobs";
-        let mut read = Vec::with_capacity(digests.len());
-        let mut attempt = 0;
-        while read.len() < digests.len() {
-            let asked = &digests[read.len()..];
-            let request = cairn::ReadManyRequest {
-                digests: asked.iter().map(|&digest| digest.into()).collect(),
-                takes_zstd: self.peer.is_far(),
-            };
-            let messages = self.extended(self.peer.call(|| {
-                let (mut client, request) = (self.cairn_by_pieces(), request.clone());
-                async move { client.read_many(request).await }
-            }));
-            let messages = messages.await.map_err(|status| self.error(status, None, what))?;
-            let Some(messages) = messages else { return Ok(None) };
-            let mut blobs = self.peer.receive(messages, |message: cairn::ReadManyResponse| {
-                (!message.blobs.is_empty()).then_some(message.blobs)
-            });
-            let before = read.len();
-            loop {
-                let blobs = match blobs.next().await {
-                    None => break,
-                    Some(Ok(blobs)) => blobs,
-                    Some(Err(status)) => match self.error(status, None, what) {
-                        BlobError::Unavailable { .. } if attempt < RETRIES => break,
-                        error => return Err(error),
-                    },
-                };
-                for blob in blobs {
-                    let Some(digest) = digests.get(read.len()) else {
-                        let message = "the peer sent more blobs than it was asked for";
-                        return Err(self.error(Status::internal(message), None, what));
-                    };
-                    read.push(self.one_of_many(digest, blob)?);
-                }
-            }
-            if read.len() > before {
-                attempt = 0;
-            } else if attempt < RETRIES {
-                back_off(attempt).await;
-                attempt += 1;
-            } else {
-                let message = "the peer sent none of the blobs that it was asked for";
-                return Err(self.error(Status::unavailable(message), None, what));
-            }
-        }
-        Ok(Some(read))
-    }
-
-    fn one_of_many(
-        &self,
-        digest: &Digest,
-        blob: cairn::read_many_response::Blob,
-    ) -> Result<Option<Bytes>, BlobError> {
-        let cairn::read_many_response::Blob { present, data, unpacked_size } = blob;
-        if !present {
-            return Ok((*digest == Digest::EMPTY).then(Bytes::new));
-        }
-        let bytes = unpacked(cairn::Piece { data, unpacked_size });
-        let bytes = bytes.map_err(|error| self.corrupt(digest, &error.to_string()))?;
-        check_small(digest, bytes.len() as u64)?;
-        match Blob::verified(*digest, bytes) {
-            Some(blob) => Ok(Some(blob.into_bytes())),
-            None => Err(self.corrupt(digest, "other bytes came for it")),
-        }
-    }
-
-    /// A small blob by the plain wire.
-    async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
-        if digest == Digest::EMPTY {
-            return Ok(Some(Bytes::new()));
-        }
-        let mut pieces = self.resumed(digest, Arc::default(), 0..u64::MAX, None);
-        let mut bytes = Vec::new();
-        loop {
-            match pieces.try_next().await {
-                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
-                Ok(None) => break,
-                Err(BlobError::NotFound(_)) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-            check_small(&digest, bytes.len() as u64)?;
-        }
-        match Blob::verified(digest, bytes.into()) {
-            Some(blob) => Ok(Some(blob.into_bytes())),
-            None => Err(self.corrupt(&digest, "other bytes came for it")),
-        }
-    }
-
-    /// Sends a stream to be stored as one blob, and gives the digest that the peer answers.
-    async fn send(
-        &self,
-        pieces: BoxStream<'static, std::io::Result<Bytes>>,
-        asked: Option<&Digest>,
-    ) -> Result<Bytes, BlobError> {
-        let answer = if self.sends_zstd() {
-            let answer = self.peer.send(PUT_PACKED, packed_in_order(pieces).boxed()).await;
-            answer.map(|cairn::PutResponse { digest }| digest)
-        } else {
-            let messages = pieces.map_ok(|data| snix::BlobChunk { data }).boxed();
-            let answer = self.peer.send(PUT, messages).await;
-            answer.map(|snix::PutBlobResponse { digest }| digest)
-        };
-        match answer {
-            Ok(digest) => Ok(digest),
-            Err(SendError::Source(error)) => Err(BlobError::Source(error)),
-            Err(SendError::Status(status)) => Err(self.error(status, asked, "store a blob")),
-        }
-    }
-
-    async fn put_many_extended(&self, blobs: &[Blob]) -> Result<Option<()>, BlobError> {
-        let what = "store many blobs";
-        let sends_zstd = self.sends_zstd();
-        let pieces = blobs.iter().map(|blob| Some(blob.bytes().clone())).collect();
-        let pieces = many(pieces, sends_zstd).await;
-        let pieces = pieces.map_err(|status| self.error(status, None, what))?;
-        let mut messages = vec![cairn::PutManyRequest::default()];
-        let mut message_bytes = 0;
-        for piece in pieces.into_iter().flatten() {
-            if message_bytes > PUT_MANY_MESSAGE {
-                messages.push(cairn::PutManyRequest::default());
-                message_bytes = 0;
-            }
-            message_bytes += piece.data.len();
-            let last = messages.last_mut().expect("there is a message from the start");
-            match sends_zstd {
-                true => last.packed.push(piece),
-                false => last.blobs.push(piece.data),
-            }
-        }
-        let answer = self.extended(self.peer.call(|| {
-            let (service, messages) = (self.clone(), messages.clone());
-            async move {
-                let messages = stream::iter(messages).map(Ok::<_, Status>).boxed();
-                let answer: Result<cairn::PutManyResponse, _> =
-                    service.peer.send(PUT_MANY, messages).await;
-                match answer {
-                    Ok(answer) => Ok(Response::new(answer)),
-                    Err(SendError::Source(status) | SendError::Status(status)) => Err(status),
-                }
-            }
-        }));
-        let answer = answer.await.map_err(|status| self.error(status, None, what))?;
-        let Some(answer) = answer else { return Ok(None) };
-        if answer.digests.len() != blobs.len() {
-            let message = "the peer answered for another number of blobs than were sent";
-            return Err(self.error(Status::internal(message), None, what));
-        }
-        for (blob, stored) in blobs.iter().zip(&answer.digests) {
-            self.check_stored(blob.digest(), stored)?;
-        }
-        Ok(Some(()))
-    }
-
-    fn check_stored(&self, digest: &Digest, stored: &[u8]) -> Result<(), BlobError> {
-        match Digest::try_from(stored) {
-            Ok(stored) if stored == *digest => Ok(()),
-            Ok(stored) => Err(self.corrupt(digest, &format!("it was stored as {stored}"))),
-            Err(error) => Err(self.corrupt(digest, &format!("it was stored, but {error}"))),
-        }
     }
 }
 

@@ -1,10 +1,12 @@
 use std::{sync::atomic::AtomicUsize, time::Duration};
 
-use tonic::service::Routes;
+use tonic::{Response, service::Routes};
 
 use super::*;
 use crate::{
-    blob_service::{BlobServiceExt as _, grpc_server::BlobServer, memory::MemoryBlobService},
+    blob_service::{
+        BlobServiceExt as _, SMALL_BLOB_MAX, grpc_server::BlobServer, memory::MemoryBlobService,
+    },
     conformance::{self, content},
     grpc::test_server::{Listen, TestServer},
     outboard::GROUP_LEN,
