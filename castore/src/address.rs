@@ -297,6 +297,8 @@ fn cache(text: &str, rest: &str, depth: usize) -> Result<Address, InvalidAddress
     }
     let side = |name: &str, value: Option<String>| -> Result<Address, InvalidAddress> {
         let value = value.ok_or_else(|| malformed(format!("{name} is missing")))?;
+        // The error says itself what to write.
+        let malformed = |reason: String| self::malformed(text, reason);
         parse(&value, depth + 1).map_err(|error| malformed(format!("{name}: {error}")))
     };
     let (near, far) = (side("near", near)?, side("far", far)?);
@@ -316,6 +318,8 @@ fn upstreams(text: &str, rest: &str, depth: usize) -> Result<Address, InvalidAdd
             "write" => return Err(malformed("write is there twice".to_owned())),
             _ => return Err(malformed(format!("there is no option {name:?}"))),
         }
+        // The error says itself what to write.
+        let malformed = |reason: String| self::malformed(text, reason);
         let store = parse(&value, depth + 1);
         stores.push(store.map_err(|error| malformed(format!("{name}: {error}")))?);
     }
