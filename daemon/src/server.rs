@@ -248,6 +248,11 @@ impl Server {
     }
 }
 
+/// Whether a request's path ends in one of these methods, of whatever service.
+fn is_one_of(path: &str, methods: &[&str]) -> bool {
+    path.rsplit_once('/').is_some_and(|(_, method)| methods.contains(&method))
+}
+
 /// Services as they are put together.
 struct Offer {
     routes: RoutesBuilder,

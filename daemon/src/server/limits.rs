@@ -18,15 +18,21 @@ use tokio::{
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
 
-/// How many streams are sent at a time; others wait for their turn. Each holds some chunks of 256 KiB,
-/// read ahead of its client.
+use super::is_one_of;
+
+/// How many streams of blobs are sent at a time; others wait for their turn. Each holds some chunks of
+/// 256 KiB, read ahead of its client.
 const STREAMS_MAX: usize = 256;
 
 /// How long a client may leave a stream lying before it is broken off.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// The methods that send as much as they are asked for.
-const METHODS: [&str; 5] = ["Read", "ReadRange", "ReadMany", "Get", "List"];
+/// The methods that send a blob's bytes.
+const OF_BLOBS: [&str; 3] = ["Read", "ReadRange", "ReadMany"];
+
+/// The others that send as much as they are asked for. They hold little, and have no turn: who walks a
+/// tree keeps one of them open while it reads blobs.
+const OTHERS: [&str; 2] = ["Get", "List"];
 
 /// Keeps what is read within the limits, which all clones share.
 #[derive(Debug, Clone)]
@@ -69,24 +75,26 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let is_limited = is_limited(request.uri().path());
+        let path = request.uri().path();
+        let (is_of_blobs, is_other) = (is_one_of(path, &OF_BLOBS), is_one_of(path, &OTHERS));
         let answer = self.inner.call(request);
         let limits = self.limits.clone();
         Box::pin(async move {
             // Little is read of it before it is polled.
             let answer = answer.await?;
-            if !is_limited {
+            if !is_of_blobs && !is_other {
                 return Ok(answer);
             }
-            let permit = limits.streams.acquire_owned().await;
-            let permit = permit.expect("the semaphore is never closed");
-            Ok(answer.map(|body| Body::new(Sent::new(body, permit, limits.stalled))))
+            let turn = match is_of_blobs {
+                true => {
+                    let turn = limits.streams.acquire_owned().await;
+                    Some(turn.expect("the semaphore is never closed"))
+                }
+                false => None,
+            };
+            Ok(answer.map(|body| Body::new(Sent::new(body, turn, limits.stalled))))
         })
     }
-}
-
-fn is_limited(path: &str) -> bool {
-    path.rsplit_once('/').is_some_and(|(_, method)| METHODS.contains(&method))
 }
 
 /// A stream that is broken off when its client takes none of it for a while.
@@ -97,14 +105,14 @@ struct Sent {
 
 struct State {
     /// `None`: it was broken off.
-    body: Option<(Body, OwnedSemaphorePermit)>,
+    body: Option<(Body, Option<OwnedSemaphorePermit>)>,
     /// Since when the client has what came last, and has not asked for more.
     idle_since: Option<Instant>,
 }
 
 impl Sent {
-    fn new(body: Body, permit: OwnedSemaphorePermit, stalled: Duration) -> Self {
-        let state = State { body: Some((body, permit)), idle_since: None };
+    fn new(body: Body, turn: Option<OwnedSemaphorePermit>, stalled: Duration) -> Self {
+        let state = State { body: Some((body, turn)), idle_since: None };
         let state = Arc::new(Mutex::new(state));
         let watched = state.clone();
         let watch = tokio::spawn(async move {
@@ -210,6 +218,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_that_has_no_turn_is_broken_off_as_well() {
+        let mut closure = ask(&limits(), "/snix.castore.v1.DirectoryService/Get").await;
+        assert!(closure.frame().await.unwrap().is_ok());
+        tokio::time::sleep(2 * STALLED).await;
+        let error = closure.frame().await.unwrap().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_that_is_waited_for_by_its_client_goes_on() {
         let mut stream = ask(&limits(), "/snix.castore.v1.BlobService/Read").await;
         assert!(stream.frame().await.unwrap().is_ok());
@@ -224,7 +241,12 @@ mod tests {
     async fn streams_wait_for_their_turn_and_nothing_else_does() {
         let limits = limits();
         let first = ask(&limits, "/snix.castore.v1.BlobService/Read").await;
-        for path in ["/grpc.health.v1.Health/Watch", "/snix.castore.v1.BlobService/Put", "/Read/"] {
+        for path in [
+            "/grpc.health.v1.Health/Watch",
+            "/snix.castore.v1.BlobService/Put",
+            "/snix.castore.v1.DirectoryService/Get",
+            "/Read/",
+        ] {
             assert!(ask(&limits, path).now_or_never().is_some(), "{path}");
         }
         let mut second = Box::pin(ask(&limits, "/cairn.v1.BlobService/ReadMany"));

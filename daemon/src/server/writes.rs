@@ -10,6 +10,8 @@ use tokio_util::task::TaskTracker;
 use tonic::{body::Body, codegen::http};
 use tower::{Layer, Service};
 
+use super::is_one_of;
+
 /// The methods whose interruption can't be mended by asking another server.
 const METHODS: [&str; 3] = ["Put", "PutMany", "Delete"];
 
@@ -45,7 +47,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let counted = is_write(request.uri().path()).then(|| self.writes.token());
+        let counted = is_one_of(request.uri().path(), &METHODS).then(|| self.writes.token());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;
@@ -53,10 +55,6 @@ where
             answer
         })
     }
-}
-
-fn is_write(path: &str) -> bool {
-    path.rsplit_once('/').is_some_and(|(_, method)| METHODS.contains(&method))
 }
 
 #[cfg(test)]
