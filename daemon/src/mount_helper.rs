@@ -54,16 +54,6 @@ const NOT_OURS: [&str; 28] = [
     "users",
 ];
 
-/// The options of every command that come before its name.
-const OF_ANY_COMMAND: [&str; 6] = [
-    "blob-service-addr",
-    "cache",
-    "cache-size",
-    "directory-service-addr",
-    "log-file",
-    "path-info-service-addr",
-];
-
 /// The words of `cairn`, if these are those of a helper of mount(8).
 ///
 /// An option of `cairn mount`, such as `allow-other` or `cache=/var/cache/cairn`, is given without
@@ -76,19 +66,17 @@ pub(crate) fn words(arguments: impl IntoIterator<Item = OsString>) -> Option<Vec
         return None;
     }
     let mut places = Vec::new();
-    let mut general = Vec::new();
-    let mut special: Vec<OsString> = Vec::new();
+    let mut flags = Vec::new();
     while let Some(word) = arguments.next() {
         match word.as_bytes() {
             b"-o" => {
                 let options = arguments.next().unwrap_or_default();
-                for option in options.as_bytes().split(|byte| *byte == b',') {
-                    add(option, &mut general, &mut special);
-                }
+                let options = options.as_bytes().split(|byte| *byte == b',');
+                flags.extend(options.filter_map(flag));
             }
             // The type, or a name space, which mount(8) has entered already.
             b"-t" | b"-N" => drop(arguments.next()),
-            b"-v" => general.push("-v".into()),
+            b"-v" => flags.push("-v".into()),
             // To be sloppy about options, which are not known then; and not to write a table that
             // there is no more.
             b"-s" | b"-n" => {}
@@ -97,27 +85,25 @@ pub(crate) fn words(arguments: impl IntoIterator<Item = OsString>) -> Option<Vec
     }
     let mut places = places.into_iter();
     let source = places.next();
-    let mut words = vec![OsString::from("cairn")];
-    words.append(&mut general);
+    let mut words: Vec<_> = ["cairn", "mount", "--daemonize"].map(OsString::from).into();
     if let Some(source) = source.filter(|source| !NO_STORE.iter().any(|none| source == none)) {
         words.extend(["--store".into(), source]);
     }
-    words.extend(["mount", "--daemonize"].map(OsString::from));
-    words.append(&mut special);
+    words.append(&mut flags);
     // What is missing, or too much, is told by the command.
     words.extend(places);
     Some(words)
 }
 
-/// Adds one option to those before or behind the name of the command.
-fn add(option: &[u8], general: &mut Vec<OsString>, special: &mut Vec<OsString>) {
+/// The flag that an option is, if it is for the command.
+fn flag(option: &[u8]) -> Option<OsString> {
     let (name, value) = match option.iter().position(|byte| *byte == b'=') {
         Some(end) => (&option[..end], Some(&option[end + 1..])),
         None => (option, None),
     };
     let is_comment = name.starts_with(b"x-") || name.starts_with(b"X-");
     if name.is_empty() || is_comment || NOT_OURS.iter().any(|other| name == other.as_bytes()) {
-        return;
+        return None;
     }
     let name: Vec<u8> = name.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect();
     let mut word = b"--".to_vec();
@@ -126,9 +112,7 @@ fn add(option: &[u8], general: &mut Vec<OsString>, special: &mut Vec<OsString>) 
         word.push(b'=');
         word.extend(value);
     }
-    let is_general = OF_ANY_COMMAND.iter().any(|known| name == known.as_bytes());
-    let words = if is_general { general } else { special };
-    words.push(OsString::from_vec(word));
+    Some(OsString::from_vec(word))
 }
 
 /// Becomes `cairn` with these words. Returns only if it can't.
@@ -156,14 +140,14 @@ mod tests {
     fn what_mount_says_is_said_to_the_command() {
         assert_eq!(
             translated("/sbin/mount.fuse.cairn grpc+http://store:8000 /mnt -o rw,allow_other"),
-            "cairn --store grpc+http://store:8000 mount --daemonize --allow-other /mnt"
+            "cairn mount --daemonize --store grpc+http://store:8000 --allow-other /mnt"
         );
         assert_eq!(
             translated(
                 "mount.cairn none /mnt -v -n -o \
                  ro,_netdev,x-systemd.automount,cache=/var/cache/cairn,uid_gid=1000:100"
             ),
-            "cairn -v --cache=/var/cache/cairn mount --daemonize --uid-gid=1000:100 /mnt"
+            "cairn mount --daemonize -v --cache=/var/cache/cairn --uid-gid=1000:100 /mnt"
         );
         assert_eq!(translated("mount.cairn store"), "cairn mount --daemonize");
     }
