@@ -11,22 +11,30 @@ use clap::{
 
 /// Flags that name what one run works on, or what it leaves behind: the table of the command, and the
 /// flag.
-const OF_ONE_RUN: [(&str, &str); 16] = [
+const OF_ONE_RUN: [(&str, &str); 24] = [
     ("", "config"),
     ("cache-evict", "all"),
     ("cache-warm", "profile"),
     ("copy", "all"),
     ("copy", "from"),
     ("copy", "to"),
+    ("du", "depth"),
     ("find", "digest"),
     ("find", "max-depth"),
     ("find", "name"),
     ("find", "size"),
     ("find", "type"),
     ("import", "name"),
+    ("list", "after"),
+    ("list", "limit"),
+    ("list", "name"),
+    ("list", "refers-to"),
+    ("list", "size"),
+    ("list", "sort"),
     ("mount", "import"),
     ("mount", "record"),
     ("ping", "count"),
+    ("tree", "level"),
     ("virtiofs", "import"),
 ];
 
