@@ -159,7 +159,6 @@ impl Serving {
         loop {
             let connection = tokio::select! {
                 signal = signals.next() => {
-                    telling.ending();
                     tracing::info!(%signal, "ending");
                     return Ok(());
                 }
