@@ -18,7 +18,6 @@ pub(crate) mod ls;
 pub(crate) mod mount;
 pub(crate) mod path_info;
 pub(crate) mod ping;
-mod probe;
 pub(crate) mod services;
 pub(crate) mod shown;
 pub(crate) mod stat;

@@ -3,21 +3,23 @@
 //! here waits for the load that it judges. How one asks is in `http`.
 
 use std::{
-    fmt::{self, Write as _},
-    future::Future,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use cairn_castore::Digest;
-use cairn_store::{Services, store_path::OutputHash};
+use cairn_castore::grpc_server::message;
+use cairn_store::Services;
 use cairn_telemetry::{
     inventory::{self, Service},
     operations::{self, HANGS},
 };
+use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::{probe, services::name};
 
 /// How often the runtime shows that it goes on.
 const BEAT: Duration = Duration::from_secs(1);
@@ -34,9 +36,6 @@ const TRY_TIME: Duration = Duration::from_secs(15);
 
 /// What was found when the store was tried counts for so long.
 const TRIED_MAX: Duration = Duration::from_secs(90);
-
-/// What is asked of the store when it is tried: whether it has what nobody has stored.
-const TRIED: &[u8] = b"cairn: does the store answer?";
 
 /// How far the process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,14 +152,6 @@ impl Health {
     }
 }
 
-fn name(service: Service) -> &'static str {
-    match service {
-        Service::Blobs => "blobs",
-        Service::Directories => "directories",
-        Service::PathInfos => "path infos",
-    }
-}
-
 /// Shows that the runtime goes on, as long as it does, until what is returned is dropped.
 pub(crate) fn beat(health: Arc<Health>) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -178,49 +169,25 @@ pub(crate) fn try_store(health: Arc<Health>, services: Services) -> AbortOnDropH
     AbortOnDropHandle::new(tokio::spawn(async move {
         let mut times = interval(TRY_INTERVAL);
         times.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let digest = Digest::of(TRIED);
-        let mut hash = OutputHash::default();
-        for (byte, random) in hash.iter_mut().zip(digest.as_bytes()) {
-            *byte = *random;
-        }
         loop {
             times.tick().await;
-            let digests = [digest];
-            tokio::join!(
-                tried(&health, Service::Blobs, services.blobs.has_many(&digests)),
-                tried(&health, Service::Directories, services.directories.has_many(&digests)),
-                tried(&health, Service::PathInfos, services.path_infos.get(&hash)),
-            );
+            join_all(Service::ALL.iter().map(|service| try_one(&health, &services, *service)))
+                .await;
         }
     }))
 }
 
-async fn tried<T, E: std::error::Error + 'static>(
-    health: &Health,
-    service: Service,
-    answer: impl Future<Output = Result<T, E>>,
-) {
+async fn try_one(health: &Health, services: &Services, service: Service) {
     let start = Instant::now();
-    let ill = match timeout(TRY_TIME, answer).await {
+    let ill = match timeout(TRY_TIME, probe::ask(services, service)).await {
         Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(told(&error)),
+        Ok(Err(error)) => Some(message(error.as_ref()).replace('\n', " ")),
         Err(_) => Some(format!("no answer within {} s", TRY_TIME.as_secs())),
     };
     if let Some(ill) = &ill {
         tracing::warn!(service = name(service), ill, "the store does not answer");
     }
     health.note(service, start.elapsed(), ill);
-}
-
-/// An error with its causes, in a line.
-fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -257,7 +224,7 @@ mod tests {
         }
         assert!(health.deep().is_well());
         let gone = std::io::Error::other("gone");
-        health.note(Service::Directories, Duration::ZERO, Some(told(&gone)));
+        health.note(Service::Directories, Duration::ZERO, Some(message(&gone)));
         assert_eq!(health.deep().to_string(), "directories: gone\n");
         assert!(health.shallow().is_well());
         let long_ago = Instant::now().checked_sub(2 * TRIED_MAX).expect("the clock goes back");

@@ -16,6 +16,7 @@ mod logging;
 mod mount_helper;
 mod output;
 mod peer;
+mod probe;
 mod process;
 mod progress;
 mod server;

@@ -32,7 +32,7 @@ use cairn_store::{
         object_store::ObjectStorePathInfoService, traced::TracedPathInfoService,
     },
 };
-use cairn_telemetry::trace;
+use cairn_telemetry::{inventory::Service, trace};
 use futures::{FutureExt as _, future::BoxFuture};
 
 use crate::{
@@ -48,6 +48,15 @@ use crate::{
 pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const DIRECTORIES: &str = "directories";
 pub(crate) const PATH_INFOS: &str = "path infos";
+
+/// What a service is called there.
+pub(crate) fn name(service: Service) -> &'static str {
+    match service {
+        Service::Blobs => BLOBS,
+        Service::Directories => DIRECTORIES,
+        Service::PathInfos => PATH_INFOS,
+    }
+}
 
 /// What a cache in memory may keep unless told, in bytes.
 const MEMORY_CACHE: u64 = 256 * 1024 * 1024;

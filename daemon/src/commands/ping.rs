@@ -7,7 +7,6 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::probe::{Answer, in_milliseconds, milliseconds, probe};
 use crate::{
     cli::Context,
     exit::{Code, Failure},
@@ -15,6 +14,7 @@ use crate::{
         Output,
         table::{Cell, Column, Table},
     },
+    probe::{Answer, in_milliseconds, milliseconds, probe},
     services::{BLOBS, DIRECTORIES, PATH_INFOS},
 };
 

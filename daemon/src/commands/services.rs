@@ -6,15 +6,13 @@ use cairn_castore::{Address, grpc::GrpcPeer};
 use clap::Args;
 use serde::Serialize;
 
-use super::{
-    ping::seconds,
-    probe::{Answer, in_milliseconds, milliseconds, probe},
-};
+use super::ping::seconds;
 use crate::{
     cli::Context,
     exit::{Code, Failure},
     output::Output,
     peer,
+    probe::{Answer, in_milliseconds, milliseconds, probe},
     services::{BLOBS, DIRECTORIES, OpenServices, PATH_INFOS, ServiceArgs},
 };
 
