@@ -340,8 +340,10 @@ fn a_program_that_is_killed_while_it_waits_is_free_at_once() {
     let mounted = remote.mount(&store, root, NEVER);
     for signal in [Signal::INT, Signal::KILL] {
         let before = *remote.waiting.borrow();
-        let mut child =
-            Command::new("stat").arg(mounted.path("stuck")).stdout(Stdio::null()).spawn().unwrap();
+        // Who starts the tests in the background of a shell has them ignore SIGINT.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", "stat"]).arg(mounted.path("stuck"));
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         remote.wait_for_stuck(&store, before + 1);
         rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
