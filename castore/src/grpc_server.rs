@@ -1,8 +1,6 @@
 //! What the gRPC servers of both services share: how requests are read and errors are told. The
 //! services themselves are in their adapters.
 
-use std::error::Error;
-
 use bytes::Bytes;
 use futures::{
     StreamExt as _,
@@ -72,16 +70,4 @@ pub fn digests(bytes: &[Bytes], max: usize) -> Result<Vec<Digest>, Status> {
         return Err(Status::invalid_argument(message));
     }
     bytes.iter().map(|bytes| digest(bytes)).collect()
-}
-
-/// An error and its sources in one line, for a status: the chain does not cross the wire.
-pub fn message(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        message.push_str(": ");
-        message.push_str(&error.to_string());
-        source = error.source();
-    }
-    message
 }

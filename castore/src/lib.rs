@@ -14,6 +14,7 @@ pub mod diff;
 pub mod digest;
 pub mod directory;
 pub mod directory_service;
+pub mod errors;
 pub mod export;
 mod frames;
 pub mod grpc;

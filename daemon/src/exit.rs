@@ -4,8 +4,13 @@
 use std::{error::Error, fmt, io, process};
 
 use cairn_castore::{
-    BlobError, BoxError, DirectoryError, cache::warm::WarmError, export::ExportError,
-    local::LocalError, object_base::ObjectBaseError, tree_walk::WalkError,
+    BlobError, BoxError, DirectoryError,
+    cache::warm::WarmError,
+    errors::{chain, message},
+    export::ExportError,
+    local::LocalError,
+    object_base::ObjectBaseError,
+    tree_walk::WalkError,
 };
 use cairn_store::{
     PathInfoError, import::ImportPathError, store_path::InvalidStorePath, store_ref::StoreRefError,
@@ -143,35 +148,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what)?;
-        let mut said = self.what.clone();
-        for cause in chain(self.source.as_deref().map(|source| source as _)) {
-            // A status tells its sources in its message, and displays like a debugger.
-            if let Some(status) = cause.downcast_ref::<tonic::Status>() {
-                let message = match status.message() {
-                    "" => status.code().description(),
-                    message => message,
-                };
-                return write!(f, ": {message}");
-            }
-            let cause = cause.to_string();
-            // Some libraries print their sources themselves; once is enough.
-            if !said.ends_with(&cause) {
-                write!(f, ": {cause}")?;
-            }
-            said = cause;
-        }
-        Ok(())
+        self.source.iter().try_for_each(|source| write!(f, ": {}", message(source.as_ref())))
     }
-}
-
-/// An error and what it comes from.
-fn chain<'a>(
-    error: Option<&'a (dyn Error + 'static)>,
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    fn source<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        (*error).source()
-    }
-    std::iter::successors(error, source)
 }
 
 struct Advice {
@@ -203,7 +181,7 @@ const DAMAGED: &str = "storing the same content again, as by importing the tree 
 
 /// What to make of the first error in the chain that says something.
 fn advice(error: &(dyn Error + 'static)) -> Advice {
-    chain(Some(error)).find_map(advice_of_one).unwrap_or(Advice::code(Code::Failed))
+    chain(error).find_map(advice_of_one).unwrap_or(Advice::code(Code::Failed))
 }
 
 fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
@@ -370,22 +348,6 @@ mod tests {
         assert_eq!(failure.to_string(), "reading failed: there can't be reached: no such luck");
         assert_eq!(failure.help.as_deref(), Some(UNAVAILABLE));
         assert_eq!(failure.code, Code::Failed);
-    }
-
-    #[test]
-    fn a_status_is_told_in_its_words() {
-        for (message, told) in
-            [("gone fishing", "gone fishing"), ("", "The service is currently unavailable")]
-        {
-            let status = tonic::Status::unavailable(message);
-            let error =
-                BlobError::Unavailable { service: "there".to_owned(), source: Box::new(status) };
-            let failure = Failure::new("reading failed", error);
-            assert_eq!(
-                failure.to_string(),
-                format!("reading failed: there can't be reached: {told}")
-            );
-        }
     }
 
     #[test]

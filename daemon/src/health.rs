@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cairn_castore::grpc_server::message;
+use cairn_castore::errors::message;
 use cairn_store::Services;
 use cairn_telemetry::{
     inventory::{self, Service},

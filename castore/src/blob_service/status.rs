@@ -42,7 +42,7 @@ pub(crate) fn to_status(error: &BlobError) -> Status {
         BlobError::PermissionDenied { .. } => Code::PermissionDenied,
         BlobError::Other { .. } => Code::Internal,
     };
-    Status::with_metadata(code, crate::grpc_server::message(error), metadata)
+    Status::with_metadata(code, crate::errors::message(error), metadata)
 }
 
 /// What a peer's status means to its client. `asked` is the blob of the call, where it is about

@@ -30,7 +30,7 @@ pub(crate) fn to_status(error: &DirectoryError) -> Status {
         DirectoryError::PermissionDenied { .. } => Code::PermissionDenied,
         DirectoryError::Other { .. } => Code::Internal,
     };
-    Status::with_metadata(code, crate::grpc_server::message(error), metadata)
+    Status::with_metadata(code, crate::errors::message(error), metadata)
 }
 
 /// What a peer's status means to its client. `asked` is the directory of the call, where it is

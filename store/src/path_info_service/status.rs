@@ -1,7 +1,7 @@
 //! Path-info errors as gRPC statuses and back: the one place where either becomes the other. What
 //! a status can't say by its code and message travels in its metadata.
 
-use cairn_castore::{BlobError, DirectoryError, grpc::is_transient, grpc_server::message};
+use cairn_castore::{BlobError, DirectoryError, errors::message, grpc::is_transient};
 use cairn_proto::snix::store::v1 as proto;
 use prost::Message as _;
 use tonic::{

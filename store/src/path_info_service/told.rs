@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, fmt, mem, sync::Arc};
 
 use cairn_castore::{
-    BlobService, DirectoryService, Node, blob_service::fresh::FreshBlobs, grpc_server::message,
+    BlobService, DirectoryService, Node, blob_service::fresh::FreshBlobs, errors::message,
 };
 use cairn_proto::cairn::v1::{TellTreeRequest, TreeStep};
 use futures::stream;
