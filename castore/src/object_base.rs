@@ -18,7 +18,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
     Error, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
     WriteMultipart,
-    aws::AmazonS3Builder,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider},
     azure::MicrosoftAzureBuilder,
     client::{HttpError, HttpErrorKind},
     gcp::GoogleCloudStorageBuilder,
@@ -58,7 +58,7 @@ const UPLOAD_ATTEMPTS: usize = 4;
 /// How long a request is tried again that the storage refuses for now, or that does not get there.
 const RETRY_TIME: Duration = Duration::from_secs(30);
 
-/// How long is waited for the storage to tell whether there is a bucket.
+/// How long is waited for who gives out credentials, and for the storage to tell whether there is a bucket.
 const CHECK_TIME: Duration = Duration::from_secs(5);
 
 /// The kinds of objects, each in a folder of its own.
@@ -96,6 +96,8 @@ pub struct ObjectBase {
     url: Arc<str>,
     /// Where the objects are files, what makes many of them at once.
     folder: Option<Folder>,
+    /// Who gives out what requests are signed with, where they are.
+    credentials: Option<AwsCredentialProvider>,
 }
 
 /// An object to be made. What it holds follows from its name.
@@ -126,6 +128,15 @@ pub enum ObjectBaseError {
         /// The address.
         url: String,
         /// What the storage said.
+        #[source]
+        source: BoxError,
+    },
+    /// Nobody gives out what requests are signed with.
+    #[error("there are no credentials for {url}")]
+    NoCredentials {
+        /// The address.
+        url: String,
+        /// What became of asking the last who might.
         #[source]
         source: BoxError,
     },
@@ -160,18 +171,29 @@ impl ObjectBase {
             // What is acknowledged has to outlast a loss of power.
             let objects = Arc::new(Measured(Arc::new(LocalFileSystem::new().with_fsync(true))));
             let folder = Some(Folder::new(folder));
-            return Ok(Self { objects, path, url: display.into(), folder });
+            let url = display.into();
+            return Ok(Self { objects, path, url, folder, credentials: None });
         }
-        let (objects, path) = open_remote(url).map_err(|error| failed(error.into()))?;
+        let (objects, path, credentials) =
+            open_remote(url).map_err(|error| failed(error.into()))?;
         let objects = Arc::new(Measured(objects));
-        Ok(Self { objects, path, url: display.into(), folder: None })
+        Ok(Self { objects, path, url: display.into(), folder: None, credentials })
     }
 
-    /// Looks whether there is a bucket to open, so that one that is missing is not taken for one
-    /// that is empty. What can't be told is left to those who read and write.
+    /// Looks whether there are credentials, so that it is not the service of a cloud that is said to be
+    /// missing where none are given, and whether there is a bucket to open, so that one that is missing
+    /// is not taken for one that is empty. What can't be told is left to those who read and write.
     pub async fn check(&self) -> Result<(), ObjectBaseError> {
         if self.folder.is_some() {
             return Ok(());
+        }
+        if let Some(credentials) = &self.credentials {
+            let given = match timeout(CHECK_TIME, credentials.get_credential()).await {
+                Ok(given) => given.map(|_| ()).map_err(BoxError::from),
+                Err(_) => Err("nobody gives out any".into()),
+            };
+            let url = || self.url.to_string();
+            given.map_err(|source| ObjectBaseError::NoCredentials { url: url(), source })?;
         }
         let listed = timeout(CHECK_TIME, self.objects.list_with_delimiter(Some(&self.path))).await;
         match listed {
@@ -327,15 +349,17 @@ impl ObjectBase {
     }
 }
 
-/// The storage that a URL leads to, and the path in it.
-fn open_remote(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Error> {
+/// The storage that a URL leads to, the path in it, and who gives out the credentials of S3.
+fn open_remote(
+    url: &Url,
+) -> Result<(Arc<dyn ObjectStore>, Path, Option<AwsCredentialProvider>), Error> {
     let mut bare = url.clone();
     bare.set_query(None);
     let (scheme, path) = ObjectStoreScheme::parse(&bare)?;
     let path = Path::parse(path)?;
     let retry = RetryConfig { retry_timeout: RETRY_TIME, ..RetryConfig::default() };
     // With the options of the environment, and those of the URL, which count more.
-    macro_rules! built {
+    macro_rules! configured {
         ($builder:expr, $environment:expr) => {{
             let options = $environment.chain(url.query_pairs().into_owned());
             let mut builder = $builder.with_retry(retry).with_http_connector(Connector);
@@ -344,30 +368,45 @@ fn open_remote(url: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Error> {
                     builder = builder.with_config(key, value);
                 }
             }
-            Arc::new(builder.build()?)
+            builder
         }};
     }
+    let mut credentials = None;
     let objects: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
         ObjectStoreScheme::AmazonS3 => {
-            built!(AmazonS3Builder::new().with_url(bare.as_str()), environment("AWS_"))
+            let builder = AmazonS3Builder::new().with_url(bare.as_str());
+            let builder = configured!(builder, environment("AWS_"));
+            let unsigned = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature);
+            let bucket = builder.build()?;
+            if !unsigned.is_some_and(|unsigned| says_yes(&unsigned)) {
+                credentials = Some(bucket.credentials().clone());
+            }
+            Arc::new(bucket)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            built!(GoogleCloudStorageBuilder::new().with_url(bare.as_str()), environment("GOOGLE_"))
+            let builder = GoogleCloudStorageBuilder::new().with_url(bare.as_str());
+            Arc::new(configured!(builder, environment("GOOGLE_")).build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            built!(MicrosoftAzureBuilder::new().with_url(bare.as_str()), environment("AZURE_"))
+            let builder = MicrosoftAzureBuilder::new().with_url(bare.as_str());
+            Arc::new(configured!(builder, environment("AZURE_")).build()?)
         }
         ObjectStoreScheme::Http => {
             let server = &bare[..url::Position::BeforePath];
-            built!(HttpBuilder::new().with_url(server), iter::empty())
+            Arc::new(configured!(HttpBuilder::new().with_url(server), iter::empty()).build()?)
         }
         other => {
             let source = format!("{other:?} is not supported").into();
             return Err(Error::Generic { store: "cairn", source });
         }
     };
-    Ok((objects, path))
+    Ok((objects, path, credentials))
+}
+
+/// Whether an option is on, in any of the words for it.
+fn says_yes(option: &str) -> bool {
+    ["1", "true", "on", "yes", "y"].iter().any(|yes| option.eq_ignore_ascii_case(yes))
 }
 
 /// Whether an answer to the listing of a bucket says that there is none. Of what the storage has

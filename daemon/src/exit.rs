@@ -201,11 +201,21 @@ fn advice_of_one(error: &(dyn Error + 'static)) -> Option<Advice> {
     if let Some(error) = error.downcast_ref::<LocalError>() {
         return local_advice(error);
     }
-    if let Some(ObjectBaseError::NoBucket { .. }) = error.downcast_ref::<ObjectBaseError>() {
-        return Some(Advice::new(
-            Code::NotFound,
-            "make the bucket, or correct its name or the endpoint (AWS_ENDPOINT_URL)",
-        ));
+    match error.downcast_ref::<ObjectBaseError>() {
+        Some(ObjectBaseError::NoBucket { .. }) => {
+            return Some(Advice::new(
+                Code::NotFound,
+                "make the bucket, or correct its name or the endpoint (AWS_ENDPOINT_URL)",
+            ));
+        }
+        Some(ObjectBaseError::NoCredentials { .. }) => {
+            return Some(Advice::new(
+                Code::Failed,
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a \
+                 bucket that is open to all",
+            ));
+        }
+        _ => {}
     }
     if let Some(SharedStoreError::OtherStore { .. }) = error.downcast_ref::<SharedStoreError>() {
         return Some(Advice::new(

@@ -148,6 +148,18 @@ fn what_is_wrong_with_a_bucket_is_told() {
     assert!(failed.stderr.contains("credentials"), "{}", failed.stderr);
     assert!(!failed.stderr.contains("wrong"), "the secret is told: {}", failed.stderr);
 
+    // Who would give some out on a machine of a cloud is not there.
+    let unsigned = format!(
+        "objectstore+s3://bucket/p?aws_endpoint_url={}&aws_allow_http=true&aws_region=garage\
+         &aws_metadata_endpoint=http://127.0.0.1:1",
+        access.endpoint
+    );
+    let unnamed = Cairn::new(&unsigned).run(["list"]);
+    let failed = unnamed.failed(1, &["there are no credentials", "help: set AWS_"]);
+    assert!(!failed.stderr.contains("can't be reached"), "{}", failed.stderr);
+    let open = Cairn::new(unsigned + "&aws_skip_signature=yes");
+    open.run(["list"]).failed(1, &["objectstore+s3://bucket/p"]);
+
     let nobody = Access::to("http://127.0.0.1:1").cairn("p");
     nobody.run(["list"]).failed(1, &["objectstore+s3://bucket/p", "can't be reached"]);
 }
