@@ -43,6 +43,7 @@ mod replay;
 mod rewrite;
 mod room;
 mod scan;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +52,7 @@ pub use self::{
     record::{KEY_MAX, Kind, Record, VALUE_MAX},
     rewrite::Rewritten,
     room::stored_bytes,
+    statistics::{RecordTotals, StoreHoldings, StoreSize},
 };
 
 /// The most records in one [`LocalStore::list`].

@@ -4,7 +4,7 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, sync::Arc};
 
 use crate::{
-    Digest, Directory, DirectoryError, DirectoryService, Name, Node,
+    BoxError, Digest, Directory, DirectoryError, DirectoryService, Name, Node,
     tree_directories::TreeDirectories,
 };
 
@@ -20,6 +20,9 @@ pub enum WalkError {
     /// Directories in directories, too many.
     #[error("it is more than {WALK_DEPTH_MAX} directories deep")]
     TooDeep,
+    /// How much room contents take could not be asked.
+    #[error("the store does not tell how much room contents take")]
+    Sizes(#[source] BoxError),
 }
 
 /// What of a tree is walked.

@@ -14,9 +14,10 @@ use crate::{
     commands::{
         cache::CacheArgs, cat::CatArgs, completions::CompletionsArgs, config::ConfigArgs,
         copy::CopyArgs, daemon::DaemonArgs, diff::DiffArgs, du::DuArgs, export::ExportArgs,
-        find::FindArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, mount::MountArgs,
-        path_info::PathInfoArgs, ping::PingArgs, services::ServicesArgs, stat::StatArgs,
-        tree::TreeArgs, umount::UmountArgs, virtiofs::VirtiofsArgs,
+        find::FindArgs, import::ImportArgs, list::ListArgs, ls::LsArgs, man::ManArgs,
+        mount::MountArgs, path_info::PathInfoArgs, ping::PingArgs, services::ServicesArgs,
+        stat::StatArgs, stats::StatsArgs, tree::TreeArgs, umount::UmountArgs,
+        virtiofs::VirtiofsArgs,
     },
     config::{ConfigFileArgs, Configured},
     exit::Failure,
@@ -83,9 +84,11 @@ enum Command {
     List(ListArgs),
     Ping(PingArgs),
     Services(ServicesArgs),
+    Stats(StatsArgs),
     Cache(CacheArgs),
     Config(ConfigArgs),
     Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// What a command gets besides its own arguments.
@@ -137,8 +140,16 @@ impl Context {
         &self,
         work: impl AsyncFnOnce(&Services, Option<Arc<dyn CacheControl>>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        self.with_opened(async |opened| work(&opened.services, opened.cache.clone()).await).await
+    }
+
+    /// Does something with all that is opened with the store, and lets go of it whatever comes of it.
+    pub(crate) async fn with_opened(
+        &self,
+        work: impl AsyncFnOnce(&OpenServices) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let opened = OpenServices::open(&self.services).await?;
-        let result = work(&opened.services, opened.cache.clone()).await;
+        let result = work(&opened).await;
         opened.close().await;
         result
     }
@@ -204,9 +215,11 @@ impl Cli {
             Command::List(args) => args.run(&context).await,
             Command::Ping(args) => args.run(&context).await,
             Command::Services(args) => args.run(&context).await,
+            Command::Stats(args) => args.run(&context).await,
             Command::Cache(args) => args.run(&context).await,
             Command::Config(args) => args.run(configured).await,
             Command::Completions(args) => args.run().await,
+            Command::Man(args) => args.run().await,
         }
     }
 }

@@ -42,6 +42,7 @@ pub(crate) use socket::{Reachable, SocketPlace};
 
 use crate::{
     cache::{CacheControl, HeldCache, HeldContents, client::PeerCache},
+    holdings::{HeldStore, PeerStore, StoreControl},
     server::Served,
 };
 
@@ -119,6 +120,8 @@ struct Backend {
     path_infos: Arc<dyn PathInfoService>,
     /// What else can be done with it, if it is a cache.
     control: Option<Arc<dyn CacheControl>>,
+    /// Who can tell how much it holds, if it is none.
+    store: Option<Arc<dyn StoreControl>>,
     role: Role,
 }
 
@@ -164,6 +167,14 @@ impl Held {
                 let contents = Some(HeldContents { blobs, directories, path_infos });
                 (services, Some(HeldCache { near: near.clone(), budget: *budget, contents }))
             }
+        }
+    }
+
+    /// Who can tell how much it holds, if it is a store.
+    fn control(&self) -> Option<Arc<dyn StoreControl>> {
+        match self {
+            Self::Store(store, _) => Some(Arc::new(HeldStore::new(store.clone()))),
+            Self::Cache(..) => None,
         }
     }
 
@@ -352,6 +363,7 @@ impl SharedStore {
     /// The store, held by this process.
     async fn own(&self, term: u64, held: Held) -> Backend {
         let (services, cache) = held.services();
+        let store = held.control();
         if cache.is_some() {
             for place in SocketPlace::of_caches(&self.path) {
                 place.remove();
@@ -363,6 +375,7 @@ impl SharedStore {
             path_infos: Some(services.path_infos.clone()),
             is_one_store: held.is_one_store(),
             cache: cache.clone(),
+            store: store.clone(),
         };
         let socket = match OwnerSocket::open(&self.socket, served).await {
             Ok(socket) => Some(socket),
@@ -378,7 +391,7 @@ impl SharedStore {
         };
         let control = cache.map(|cache| Arc::new(cache) as Arc<dyn CacheControl>);
         let role = Role::Owner { held, socket: parking_lot::Mutex::new(socket) };
-        Backend::new(term, services, control, role)
+        Backend::new(term, services, control, store, role)
     }
 
     /// The store, held by another process.
@@ -392,12 +405,16 @@ impl SharedStore {
             Purpose::Store(_) => None,
             Purpose::Cache(_) => Some(Arc::new(PeerCache::new(peer.clone(), reachable.clone()))),
         };
+        let store: Option<Arc<dyn StoreControl>> = match &self.purpose {
+            Purpose::Store(_) => Some(Arc::new(PeerStore(peer.clone()))),
+            Purpose::Cache(_) => None,
+        };
         let services = Services {
             blobs: Arc::new(GrpcBlobService::new(peer.clone())),
             directories: Arc::new(GrpcDirectoryService::new(peer.clone())),
             path_infos: Arc::new(GrpcPathInfoService::new(peer)),
         };
-        Ok(Backend::new(term, services, control, Role::Client(reachable)))
+        Ok(Backend::new(term, services, control, store, Role::Client(reachable)))
     }
 
     /// What is far, for want of a cache that can be used.
@@ -407,12 +424,17 @@ impl SharedStore {
             error = &error as &(dyn std::error::Error + 'static),
             "nothing is kept near: the cache can't be used",
         );
-        Ok(Backend::new(term, cached.far.clone(), None, Role::Without))
+        Ok(Backend::new(term, cached.far.clone(), None, None, Role::Without))
     }
 
     /// What else can be done with a cache. `None` if it is none, or can't be used.
     pub(crate) fn control(&self) -> Option<Arc<dyn CacheControl>> {
         self.current().ok()?.control.clone()
+    }
+
+    /// Who can tell how much the store holds. `None` if it is a cache.
+    pub(crate) fn store_control(&self) -> Option<Arc<dyn StoreControl>> {
+        self.current().ok()?.store.clone()
     }
 
     /// Makes a call, and makes it again with the next owner if the present one went away before
@@ -460,10 +482,11 @@ impl Backend {
         term: u64,
         services: Services,
         control: Option<Arc<dyn CacheControl>>,
+        store: Option<Arc<dyn StoreControl>>,
         role: Role,
     ) -> Self {
         let Services { blobs, directories, path_infos } = services;
-        Self { term, blobs, directories, path_infos, control, role }
+        Self { term, blobs, directories, path_infos, control, store, role }
     }
 
     fn is_client(&self) -> bool {

@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod exit;
 mod health;
+mod holdings;
 mod http;
 mod local_owner;
 mod logging;

@@ -38,7 +38,10 @@ mod writes;
 use limits::Limits;
 use listener::Listener;
 
-use crate::cache::{HeldCache, server::CacheServer};
+use crate::{
+    cache::{HeldCache, server::CacheServer},
+    holdings::{StoreControl, StoreServer},
+};
 
 /// The most requests that one connection has under way at a time; others wait for their turn.
 const STREAMS_MAX: u32 = 256;
@@ -65,6 +68,8 @@ pub(crate) struct Served {
     pub(crate) is_one_store: bool,
     /// The cache behind them, for processes of the same user.
     pub(crate) cache: Option<HeldCache>,
+    /// Who can tell how much the store behind them holds.
+    pub(crate) store: Option<Arc<dyn StoreControl>>,
 }
 
 /// Why a server could not be set up or ended before its time.
@@ -162,6 +167,13 @@ impl Server {
             offer.add(limited!(
                 cairn::cache_service_server::CacheServiceServer,
                 Arc::new(CacheServer(cache)),
+                CAIRN_REQUEST_MAX
+            ));
+        }
+        if let Some(store) = served.store {
+            offer.add(limited!(
+                cairn::store_service_server::StoreServiceServer,
+                Arc::new(StoreServer::new(store)),
                 CAIRN_REQUEST_MAX
             ));
         }

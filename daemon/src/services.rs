@@ -38,6 +38,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use crate::{
     cache::{CacheControl, default_budget},
     exit::{Code, Failure},
+    holdings::{PeerStore, StoreControl},
     local_owner::{
         Cached, Contents, Purpose, SharedBlobService, SharedDirectoryService,
         SharedPathInfoService, SharedStore,
@@ -294,6 +295,8 @@ pub(crate) struct OpenServices {
     pub(crate) services: Services,
     /// What else can be done with the cache, if there is one that can be used.
     pub(crate) cache: Option<Arc<dyn CacheControl>>,
+    /// Who can tell how much the store holds in which blobs are, if that can be told.
+    pub(crate) control: Option<Arc<dyn StoreControl>>,
     /// In the order in which they are to be closed: a cache before what it is of.
     local: Vec<Arc<SharedStore>>,
 }
@@ -332,6 +335,7 @@ impl OpenServices {
             opener.path_infos(&path_infos_at, blobs.clone(), directories.clone()).await?;
         let layers = [&blobs_at, &directories_at, &path_infos_at].map(layer);
         let mut services = traced(Services { blobs, directories, path_infos }, layers);
+        let store = opener.control(&blobs_at)?;
         let mut control = None;
         if let Some(cache) = cache {
             let (near, shared) = opener.cached(&cache.near, cache.size, &services).await?;
@@ -356,7 +360,7 @@ impl OpenServices {
         // A cache that is of another one was opened behind it.
         let caches = opener.caches.into_iter().rev().map(|(_, cache)| cache);
         let local = caches.chain(opener.local.into_values()).collect();
-        Ok(Self { services, cache: control, local })
+        Ok(Self { services, cache: control, control: store, local })
     }
 
     /// Lets go of the store. Local stores are closed, or left to the processes that share them.
@@ -525,6 +529,18 @@ impl Opener {
             }
             Address::Grpc(peer) => Arc::new(GrpcPathInfoService::new(self.peer(peer)?)),
             Address::Cache(_) | Address::Upstreams(_) => self.services(address).await?.path_infos,
+        })
+    }
+
+    /// Who can tell how much the store at an address holds, which has been opened.
+    fn control(&mut self, address: &Address) -> Result<Option<Arc<dyn StoreControl>>, Failure> {
+        Ok(match address {
+            Address::Local(path) => self.local.get(path).and_then(|store| store.store_control()),
+            Address::Grpc(peer) => Some(Arc::new(PeerStore(self.peer(peer)?))),
+            Address::Memory
+            | Address::ObjectStore(_)
+            | Address::Cache(_)
+            | Address::Upstreams(_) => None,
         })
     }
 

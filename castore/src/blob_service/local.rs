@@ -1,7 +1,7 @@
 //! Blobs in the local store: chunks, and for a blob of several the list of them with the proof of
 //! its ranges. How the store keeps records is in `local`.
 
-use std::{fmt, fs::File, sync::Arc};
+use std::{collections::HashSet, fmt, fs::File, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -97,6 +97,14 @@ impl LocalBlobService {
         Self { blobs: Arc::new(Blobs { store, chunks, lists, streams, steps }) }
     }
 
+    /// The bytes that each of these blobs takes in the store; 0 for one that is not there. A chunk that
+    /// blobs share counts for each of them.
+    pub async fn stored_sizes(&self, digests: &[Digest]) -> Result<Vec<u64>, BlobError> {
+        let digests = digests.to_vec();
+        self.blocking(move |blobs| digests.iter().map(|digest| blobs.stored_size(digest)).collect())
+            .await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         run: impl FnOnce(&Blobs) -> Result<T, BlobError> + Send + 'static,
@@ -189,6 +197,25 @@ impl Blobs {
                 Ok(Some(BlobStat { digest: *digest, size, chunks: Vec::new(), outboard: None }))
             }
             Some(Parts::Many(_)) => self.stat_of_many(digest),
+        }
+    }
+
+    fn stored_size(&self, digest: &Digest) -> Result<u64, BlobError> {
+        let stored = |kind, digest: &Digest| {
+            let stored = self.store.stored_len(kind, digest.as_bytes());
+            Ok(stored.map_err(|error| self.error(error))?.unwrap_or(0))
+        };
+        match self.parts(digest)? {
+            None => Ok(0),
+            Some(Parts::One(_)) => stored(Kind::Chunk, digest),
+            Some(Parts::Many(list)) => {
+                let chunks: HashSet<_> = list.chunks.iter().map(|chunk| chunk.digest).collect();
+                let mut size = stored(Kind::Blob, digest)?;
+                for chunk in chunks {
+                    size += stored(Kind::Chunk, &chunk)?;
+                }
+                Ok(size)
+            }
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, fs::File};
 
 use super::{
-    LIST_MAX, LocalError, LocalStore, damaged,
+    LocalError, LocalStore, damaged,
     pack::{PACK_HEADER_LEN, Place, ReadError, record_len},
     record::{Codec, Encoded, Header, Kind},
     scan::{Payloads, ScanError, scan},
@@ -75,19 +75,11 @@ impl LocalStore {
         let mut live: BTreeMap<u32, u64> =
             self.packs.lengths().into_keys().map(|id| (id, 0)).collect();
         for kind in Kind::ALL {
-            let mut after = None;
-            loop {
-                let page = self.places.list(kind, after.as_ref(), LIST_MAX)?;
-                for (key, place) in &page {
-                    if let Some(bytes) = live.get_mut(&place.pack) {
-                        *bytes += record_len(key, place) as u64;
-                    }
+            self.each_place(kind, |key, place| {
+                if let Some(bytes) = live.get_mut(&place.pack) {
+                    *bytes += record_len(key, place) as u64;
                 }
-                match page.last() {
-                    Some((key, _)) if page.len() == LIST_MAX => after = Some(*key),
-                    _ => break,
-                }
-            }
+            })?;
         }
         Ok(live)
     }

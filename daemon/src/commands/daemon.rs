@@ -88,7 +88,8 @@ impl DaemonArgs {
         let mut output = Output::new();
         let telling = self.http.start(&mut output).await?;
         context
-            .with_services(async |services| {
+            .with_opened(async |opened| {
+                let services = &opened.services;
                 let serves = |service| self.serve.contains(&service);
                 let served = Served {
                     blobs: serves(Service::Blob).then(|| services.blobs.clone()),
@@ -96,6 +97,7 @@ impl DaemonArgs {
                     path_infos: serves(Service::PathInfo).then(|| services.path_infos.clone()),
                     is_one_store: true,
                     cache: None,
+                    store: opened.control.clone(),
                 };
                 let server = Server::new(served)
                     .await

@@ -25,8 +25,10 @@ use crate::{
 ///
 /// For each REF the bytes of all files (apparent), and the bytes of contents that were not counted before
 /// (unique): a content counts once, where it is seen first, whichever of the REFs it is in. So a line
-/// says what it adds to those above it, and the total what all of them hold together. Nothing is read
-/// but directories, and none that is equal to one that was counted.
+/// says what it adds to those above it, and the total what all of them hold together. The third number is
+/// the room that these contents take in the store (stored), compressed; - if the store can't tell, as a
+/// bucket. A chunk that large files share counts for each of them there. Nothing is read but
+/// directories, and none that is equal to one that was counted.
 ///
 /// Contents that were counted are remembered: some 20 bytes of memory for each that differs, and 70 for
 /// each directory.
@@ -53,6 +55,7 @@ pub(crate) struct DuArgs {
 const COLUMNS: &[Column] = &[
     Column::number("APPARENT", 10),
     Column::number("UNIQUE", 10),
+    Column::number("STORED", 10),
     Column::number("FILES", 10),
     Column::text("PATH", 0),
 ];
@@ -69,6 +72,8 @@ struct UsageRecord {
     path_hex: Option<String>,
     bytes: u64,
     unique_bytes: u64,
+    /// `None` if the store can't tell.
+    stored_bytes: Option<u64>,
     files: u64,
     unique_files: u64,
     directories: u64,
@@ -78,10 +83,14 @@ struct UsageRecord {
 impl DuArgs {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         context
-            .with_services(async |services| {
+            .with_opened(async |opened| {
+                let services = &opened.services;
                 let mut report =
                     Report { json: self.json, output: Output::new(), table: Table::new(COLUMNS) };
-                let mut meter = UsageMeter::new();
+                let mut meter = match opened.control.clone() {
+                    Some(control) => UsageMeter::with_sizes(control),
+                    None => UsageMeter::new(),
+                };
                 let mut total = Usage::default();
                 for target in &self.targets {
                     let root = resolve(target, services).await?.node;
@@ -90,7 +99,7 @@ impl DuArgs {
                     total.add(&measured.await?);
                 }
                 if self.targets.len() > 1 {
-                    report.line(None, &total).await?;
+                    report.line(None, &total, &meter).await?;
                 }
                 report.output.flush().await
             })
@@ -108,8 +117,8 @@ impl DuArgs {
     ) -> Result<Usage, Failure> {
         let root_path = path_bytes(target);
         let Node::Directory { digest, .. } = root else {
-            let usage = meter.count(root);
-            report.line(Some(&root_path), &usage).await?;
+            let usage = meter.count_alone(root).await.map_err(|error| unread(target, error))?;
+            report.line(Some(&root_path), &usage, meter).await?;
             return Ok(usage);
         };
         let failed = |error| unread(target, error);
@@ -118,7 +127,7 @@ impl DuArgs {
         let mut last = Usage::default();
         while let Some(counted) = usage.next(meter).await.map_err(failed)? {
             let path = path_within(&root_path, &counted.path);
-            report.line(Some(&path), &counted.usage).await?;
+            report.line(Some(&path), &counted.usage, meter).await?;
             last = counted.usage;
         }
         Ok(last)
@@ -134,8 +143,15 @@ struct Report {
 
 impl Report {
     /// The line of a path, or of all together.
-    async fn line(&mut self, path: Option<&[u8]>, usage: &Usage) -> Result<(), Failure> {
-        let Usage { files, directories, symlinks, bytes, unique_files, unique_bytes } = *usage;
+    async fn line(
+        &mut self,
+        path: Option<&[u8]>,
+        usage: &Usage,
+        meter: &UsageMeter,
+    ) -> Result<(), Failure> {
+        let Usage { files, directories, symlinks, bytes, unique_files, unique_bytes, stored_bytes } =
+            *usage;
+        let stored_bytes = meter.knows_stored_bytes().then_some(stored_bytes);
         if self.json {
             let (path, path_hex) = match path.map(json_text) {
                 Some((path, hex)) => (Some(path), hex),
@@ -148,6 +164,7 @@ impl Report {
                     path_hex,
                     bytes,
                     unique_bytes,
+                    stored_bytes,
                     files,
                     unique_files,
                     directories,
@@ -158,6 +175,7 @@ impl Report {
         let cells = [
             Cell::Size(bytes),
             Cell::Size(unique_bytes),
+            stored_bytes.map_or(Cell::Unknown, Cell::Size),
             Cell::Count(files),
             match path {
                 Some(path) => Cell::Name(path, Style::new()),

@@ -12,6 +12,9 @@ use crate::exit::Failure;
 /// What the heading looks like.
 const HEADING: Style = Style::new().bold();
 
+/// What stands where nothing is known.
+const UNKNOWN: &str = "-";
+
 /// A column. Rows are not waited for, so it has a width from the start; what is wider, moves the rest of
 /// its row.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +47,8 @@ pub(crate) enum Cell<'a> {
     Name(&'a [u8], Style),
     /// A text of our own.
     Text(Cow<'a, str>),
+    /// Nothing is known.
+    Unknown,
 }
 
 impl Cell<'_> {
@@ -56,6 +61,7 @@ impl Cell<'_> {
             Self::Size(number) | Self::Count(number) => number.to_string().into_bytes(),
             Self::Name(name, _) => output.name(name).into_owned(),
             Self::Text(text) => text.as_bytes().to_vec(),
+            Self::Unknown => UNKNOWN.as_bytes().to_vec(),
         }
     }
 

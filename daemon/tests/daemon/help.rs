@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 28] = [
     "import",
     "mount",
     "umount",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 26] = [
     "list",
     "ping",
     "services",
+    "stats",
     "cache",
     "cache stats",
     "cache warm",
@@ -31,6 +32,7 @@ const COMMANDS: [&str; 26] = [
     "config check",
     "config show",
     "completions",
+    "man",
 ];
 
 fn help(arguments: &[&str]) -> String {
@@ -65,6 +67,20 @@ fn the_reference_is_what_the_commands_say() {
         "docs/cli.md is not what the commands say: look at the difference that \
          `UPDATE=1 cargo test -p cairn-daemon the_reference` makes",
     );
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let page = run(cairn().arg("man")).stdout();
+    assert!(page.contains(".TH cairn 1") && page.contains("cairn\\-ls"), "{page}");
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("share/man1");
+    run(cairn().args(["man", "--out"]).arg(&pages)).stdout();
+    for command in COMMANDS {
+        let page = pages.join(format!("cairn-{}.1", command.replace(' ', "-")));
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{page:?}: {error}"));
+        assert!(text.contains(".SH SYNOPSIS"), "{page:?}");
+    }
 }
 
 #[test]

@@ -240,6 +240,7 @@ methods! {
     "cairn.v1.PathInfoService" { "ListPage", "Delete", "TellTree" }
     "cairn.v1.CacheService" { "Stats", "Evict", "Warm" }
     "cairn.v1.ServerService" { "Info" }
+    "cairn.v1.StoreService" { "Stats", "StoredSizes" }
 }
 
 /// How many methods there are.

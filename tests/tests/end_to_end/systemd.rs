@@ -89,6 +89,7 @@ fn the_package_serves_and_mounts_under_systemd() {
     assert_eq!(machine.tell("dpkg --verify cairn"), "");
     assert!(machine.tell("dpkg --listfiles cairn").contains("/lib/systemd/system/cairn-daemon"));
     machine.tell("test -s /usr/share/bash-completion/completions/cairn");
+    machine.tell("test -s /usr/share/man/man1/cairn-mount.1.gz");
 
     // Whoever connects starts the server, which runs as nobody in particular.
     machine.tell("mkdir -p /tree && cp -r /etc/apt /tree/ && ln -s apt /tree/link");
