@@ -195,8 +195,8 @@ impl Shared {
                     for (file, bytes) in batch.files.iter().zip(contents) {
                         match (self.taker(&batch, file), bytes) {
                             (Some(id), Some(bytes)) => self.store(id, file, &bytes),
-                            // The kernel has it, if it has asked for it.
-                            _ if walks::is_small(file.size) && !batch.wants(file) => {
+                            // The kernel has all of it, if it has asked for it.
+                            _ if walks::is_small(file.size) && batch.is_passed(file) => {
                                 self.reads.release(&file.digest);
                             }
                             _ => {}

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -72,19 +72,45 @@ fn group(digest: &Digest, offset: u64) -> Window {
     (*digest, offset - offset % GROUP_BYTES, GROUP_BYTES)
 }
 
+/// How many bytes are fetched of the beginning of a file of this size.
+pub(crate) fn begun_bytes(size: u64) -> u64 {
+    size.min(WINDOW_BYTES)
+}
+
+/// The bytes of a window.
+#[derive(Clone)]
+struct Fetched {
+    bytes: Bytes,
+    /// How many of them the kernel was not told yet, if it asks for none twice.
+    unread: Arc<AtomicU64>,
+}
+
+impl Fetched {
+    fn new(bytes: Bytes) -> Self {
+        Self { unread: Arc::new(AtomicU64::new(bytes.len() as u64)), bytes }
+    }
+
+    /// The kernel is told so many more. Whether it was told all of them now.
+    fn is_read_by(&self, bytes: u64) -> bool {
+        let left = |unread: u64| Some(unread.saturating_sub(bytes));
+        let before = self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        before.is_ok_and(|before| before <= bytes)
+    }
+}
+
 #[derive(Clone)]
 struct ByLength;
 
-impl Weighter<Window, Bytes> for ByLength {
-    fn weight(&self, _: &Window, bytes: &Bytes) -> u64 {
-        bytes.len() as u64
+impl Weighter<Window, Fetched> for ByLength {
+    fn weight(&self, _: &Window, fetched: &Fetched) -> u64 {
+        fetched.bytes.len() as u64
     }
 }
 
 /// A blob service with a memory of what was slow to get.
 pub(crate) struct Reads {
     blobs: Arc<dyn BlobService>,
-    windows: Arc<Cache<Window, Bytes, ByLength>>,
+    windows: Arc<Cache<Window, Fetched, ByLength>>,
     ahead: Mutex<JoinSet<()>>,
     /// How many reads more are taken to have to be waited for, since one had to be not long ago.
     slow: AtomicU32,
@@ -164,7 +190,7 @@ impl Reads {
                 continue;
             }
             match self.windows.get_value_or_guard(&window(digest, 0), Some(Duration::ZERO)) {
-                GuardResult::Value(bytes) => contents[at] = Some(bytes),
+                GuardResult::Value(fetched) => contents[at] = Some(fetched.bytes),
                 GuardResult::Guard(guard) => {
                     digests.push(*digest);
                     places.push((at, guard));
@@ -183,7 +209,7 @@ impl Reads {
             inventory::CACHE_FETCHED.add_at(LAYER, bytes.len() as u64);
             let bytes = Bytes::copy_from_slice(&bytes);
             // Whoever waits has it even if there was no room for it.
-            let _ = guard.insert(bytes.clone());
+            let _ = guard.insert(Fetched::new(bytes.clone()));
             contents[at] = Some(bytes);
         }
         Ok(contents)
@@ -220,10 +246,10 @@ impl Reads {
                 self.read_ahead(size, (*digest, start, WINDOW_BYTES), waiter);
             }
         }
-        let bytes = match self.windows.get(&asked) {
-            Some(bytes) => {
+        let fetched = match self.windows.get(&asked) {
+            Some(fetched) => {
                 inventory::CACHE_HITS.add_at(LAYER, 1);
-                bytes
+                fetched
             }
             None => {
                 inventory::CACHE_MISSES.add_at(LAYER, 1);
@@ -232,12 +258,24 @@ impl Reads {
                 fetched
             }
         };
-        if range.within(size) == (0..size) {
-            // The kernel keeps what it was told.
-            self.windows.remove(&asked);
-        }
         let start = usize::try_from(range.offset - asked.1).expect("less than a window");
-        Ok(bytes.slice(start.min(bytes.len())..))
+        let bytes = fetched.bytes.slice(start.min(fetched.bytes.len())..);
+        if fetched.is_read_by(range.length.min(bytes.len() as u64)) {
+            self.forget(asked, size);
+        }
+        Ok(bytes)
+    }
+
+    /// All of a window was read, and the kernel keeps what it was told. One that others come behind
+    /// stays until they are read as well: it tells that this is done in order.
+    fn forget(&self, window: Window, size: u64) {
+        let (digest, start, length) = window;
+        if let Some(before) = start.checked_sub(length) {
+            self.windows.remove(&(digest, before, length));
+        }
+        if start.saturating_add(length) >= size {
+            self.windows.remove(&window);
+        }
     }
 
     /// Fetches a window in the background, if the blob has it and not too many are under way.
@@ -267,10 +305,10 @@ impl Reads {
 /// A window, asked of the service once for all who wait for it.
 async fn fetch(
     blobs: &dyn BlobService,
-    windows: &Cache<Window, Bytes, ByLength>,
+    windows: &Cache<Window, Fetched, ByLength>,
     size: u64,
     window: Window,
-) -> Result<Bytes, FsError> {
+) -> Result<Fetched, FsError> {
     let (digest, offset, length) = &window;
     let fetched = async {
         let range = ByteRange { offset: *offset, length: *length };
@@ -286,7 +324,7 @@ async fn fetch(
         }
         inventory::CACHE_FETCHED.add_at(LAYER, bytes.len() as u64);
         // A copy, since the bytes may be a part of a larger message that would stay as well.
-        Ok(Bytes::copy_from_slice(&bytes))
+        Ok(Fetched::new(Bytes::copy_from_slice(&bytes)))
     };
     windows.get_or_insert_async(&window, fetched).await
 }
@@ -328,13 +366,57 @@ mod tests {
         let at = |number: u64| window(&digest, number * WINDOW_BYTES);
         // More than there is room for, all of it used again.
         for number in 0..100 {
-            reads.windows.insert(at(number), bytes.clone());
+            reads.windows.insert(at(number), Fetched::new(bytes.clone()));
             (0..3).for_each(|_| drop(reads.windows.get(&at(number))));
         }
         let ahead = 1000..1000 + READ_AHEAD_MAX as u64 / 2;
-        ahead.clone().for_each(|number| reads.windows.insert(at(number), bytes.clone()));
+        let insert = |number| reads.windows.insert(at(number), Fetched::new(bytes.clone()));
+        ahead.clone().for_each(insert);
         let there = ahead.clone().filter(|number| reads.windows.contains_key(&at(*number)));
         assert_eq!(there.count(), ahead.count());
+    }
+
+    /// The windows of a blob that are kept, by their number.
+    fn kept(reads: &Reads, digest: &Digest) -> Vec<u64> {
+        let is_kept =
+            |number: &u64| reads.windows.contains_key(&window(digest, number * WINDOW_BYTES));
+        (0..10).filter(is_kept).collect()
+    }
+
+    #[test]
+    fn what_the_kernel_was_told_is_not_kept() {
+        let reads = reads(MemoryBlobService::new());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let waiter = Waiter::new(runtime.handle().clone(), Duration::from_secs(10));
+        let read = |digest: &Digest, size: u64, offset: u64, length: u64| {
+            reads.in_window(digest, size, ByteRange { offset, length }, &waiter).unwrap();
+        };
+        let bytes = Bytes::from(vec![7; WINDOW_BYTES as usize]);
+
+        let small = Digest::of(b"small");
+        reads.windows.insert(window(&small, 0), Fetched::new(bytes.slice(..10_000)));
+        // Its end first, as linkers and archivers do.
+        read(&small, 10_000, 8192, 4096);
+        assert_eq!(kept(&reads, &small), [0]);
+        read(&small, 10_000, 0, 8192);
+        assert!(kept(&reads, &small).is_empty());
+
+        let large = Digest::of(b"large");
+        let size = 3 * WINDOW_BYTES;
+        for number in 0..3 {
+            let at = window(&large, number * WINDOW_BYTES);
+            reads.windows.insert(at, Fetched::new(bytes.clone()));
+        }
+        let half = WINDOW_BYTES / 2;
+        let mut after = Vec::new();
+        for part in 0..6 {
+            read(&large, size, part * half, half);
+            after.push(kept(&reads, &large));
+        }
+        assert_eq!(
+            after,
+            [vec![0, 1, 2], vec![0, 1, 2], vec![0, 1, 2], vec![1, 2], vec![1, 2], vec![]]
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ use std::{
 
 use cairn_castore::{Digest, Name, Node, blob_service::SMALL_BLOB_MAX};
 
-use crate::inodes::{ContentPlace, NodeId};
+use crate::{
+    inodes::{ContentPlace, NodeId},
+    reads::begun_bytes,
+};
 
 /// How many directories are observed, those that were read in last.
 const WALKS_MAX: usize = 64;
@@ -30,6 +33,10 @@ const LARGE_WEIGHT: u64 = 128 * 1024;
 
 /// How many bytes those of a first batch have at most.
 const FIRST_BYTES: u64 = 256 * 1024;
+
+/// The next batch is due when one of so many parts of a batch has been read: the others last longer
+/// than it takes to come, over a line that is not too long.
+const DUE_PART: usize = 4;
 
 /// How many files may be left out by one who reads in order.
 const LEFT_OUT_MAX: usize = 1;
@@ -76,6 +83,11 @@ impl Batch {
     /// Whether the reader has not come past this file by now.
     pub(crate) fn wants(&self, file: &File) -> bool {
         file.index > self.reader.load(Ordering::Relaxed)
+    }
+
+    /// Whether the reader has come to one behind it. The one that it is at may be read in parts.
+    pub(crate) fn is_passed(&self, file: &File) -> bool {
+        file.index < self.reader.load(Ordering::Relaxed)
     }
 }
 
@@ -194,8 +206,8 @@ impl Walk {
             }
             files.push(File { index: at, ..file });
         }
-        let middle = files.len() / 2;
-        let marker = files.get_mut(middle).filter(|_| self.end < entries.len());
+        let due = files.len() / DUE_PART;
+        let marker = files.get_mut(due).filter(|_| self.end < entries.len());
         self.marker = marker.map(|file| {
             file.is_marker = true;
             file.index
@@ -205,7 +217,7 @@ impl Walk {
 }
 
 /// The files with which a directory begins, and their sizes: for one who reads one directory after
-/// the other, at most so many bytes of them, and no more than a batch has.
+/// the other, at most so many bytes of them, and no more than a batch has; but at least one.
 pub(crate) fn first_files(entries: &[(Name, Node)], bytes_max: u64) -> Vec<(Digest, u64)> {
     let files = entries.iter().take(SCAN_ENTRIES).filter_map(|(_, node)| file_of(node));
     let bytes_max = bytes_max.clamp(FIRST_BYTES, BATCH_BYTES);
@@ -213,8 +225,9 @@ pub(crate) fn first_files(entries: &[(Name, Node)], bytes_max: u64) -> Vec<(Dige
     files
         .take(BATCH_FILES)
         .take_while(|file| {
-            bytes += weight(file.size);
-            bytes <= bytes_max
+            let is_first = bytes == 0;
+            bytes += begun_bytes(file.size);
+            is_first || bytes <= bytes_max
         })
         .map(|file| (file.digest, file.size))
         .collect()
@@ -278,27 +291,27 @@ mod tests {
     }
 
     #[test]
-    fn batches_grow_and_the_next_one_is_due_in_the_middle() {
+    fn batches_grow_and_the_next_one_is_due_early() {
         let entries = files(vec![1; 1000]);
         let mut walks = Walks::default();
-        assert_eq!(walks.read(0, &entries), ((1..33).collect(), Some(17)));
-        for index in 1..17 {
+        assert_eq!(walks.read(0, &entries), ((1..33).collect(), Some(9)));
+        for index in 1..9 {
             assert_eq!(walks.read(index, &entries), (vec![], None), "{index}");
         }
-        assert_eq!(walks.read(17, &entries), ((33..97).collect(), Some(65)));
-        assert_eq!(walks.read(65, &entries), ((97..225).collect(), Some(161)));
-        assert_eq!(walks.read(161, &entries), ((225..481).collect(), Some(353)));
-        assert_eq!(walks.read(353, &entries), ((481..737).collect(), Some(609)));
-        assert_eq!(walks.read(609, &entries), ((737..993).collect(), Some(865)));
-        assert_eq!(walks.read(865, &entries), ((993..1000).collect(), None));
+        assert_eq!(walks.read(9, &entries), ((33..97).collect(), Some(49)));
+        assert_eq!(walks.read(49, &entries), ((97..225).collect(), Some(129)));
+        assert_eq!(walks.read(129, &entries), ((225..481).collect(), Some(289)));
+        assert_eq!(walks.read(289, &entries), ((481..737).collect(), Some(545)));
+        assert_eq!(walks.read(545, &entries), ((737..993).collect(), Some(801)));
+        assert_eq!(walks.read(801, &entries), ((993..1000).collect(), None));
     }
 
     #[test]
     fn a_batch_is_bounded_in_bytes() {
         let entries = files(vec![100 * 1024; 100]);
         let mut walks = Walks::default();
-        assert_eq!(walks.read(0, &entries), ((1..3).collect(), Some(2)));
-        assert_eq!(walks.read(2, &entries), ((3..13).collect(), Some(8)));
+        assert_eq!(walks.read(0, &entries), ((1..3).collect(), Some(1)));
+        assert_eq!(walks.read(1, &entries), ((3..13).collect(), Some(5)));
     }
 
     #[test]
@@ -329,8 +342,10 @@ mod tests {
         let batch = walks.step(DIRECTORY, 0, &entries).batch.unwrap();
         assert!(batch.files.iter().all(|file| batch.wants(file)));
         assert!(!walks.may_be_in_order(DIRECTORY, 2));
-        let wanted = batch.files.iter().filter(|file| batch.wants(file));
-        assert_eq!(wanted.map(|file| file.index).next(), Some(3));
+        let wanted = batch.files.iter().find(|file| batch.wants(file));
+        assert_eq!(wanted.map(|file| file.index), Some(3));
+        let passed = batch.files.iter().rfind(|file| batch.is_passed(file));
+        assert_eq!(passed.map(|file| file.index), Some(1), "the one at 2 is being read");
     }
 
     #[test]

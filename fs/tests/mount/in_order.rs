@@ -1,7 +1,9 @@
 //! Files that are read in the order of their names: the kernel has the next ones before it asks.
 
 use std::{
-    fs, thread,
+    fs::{self, File},
+    io::Read as _,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -82,6 +84,65 @@ fn files_of_a_remote_store_come_together() {
     batches.sort_unstable();
     assert_eq!(batches, [1, FILES - 1]);
     assert!(remote.reads.lock().values().all(|count| *count == 1));
+}
+
+/// As `tar` reads: what comes ahead arrives while a file is being read.
+#[test]
+fn files_that_are_read_in_parts_are_fetched_once() {
+    const FILES: u8 = 100;
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let content = |index: u8| vec![index; 100_000];
+    let file = |index| (format!("f{index:03}"), store.file(content(index)));
+    let root = store.directory((0..FILES).map(file).collect::<Vec<_>>());
+    let remote = Remote::new(&store, []);
+    let mounted = remote.mount(&store, root, NEVER);
+    for index in 0..FILES {
+        let mut file = File::open(mounted.path(&format!("f{index:03}"))).unwrap();
+        let mut part = [0; 10_000];
+        for _ in 0..10 {
+            file.read_exact(&mut part).unwrap();
+            assert_eq!(part, [index; 10_000]);
+        }
+    }
+    let reads = remote.reads.lock();
+    assert!(reads.values().all(|count| *count == 1), "{:?}", reads.values());
+}
+
+/// What is read stays in the kernel, and takes no room from what was fetched ahead.
+#[test]
+fn what_was_fetched_ahead_is_there_behind_much_that_is_read() {
+    const LARGE_BYTES: usize = 48 << 20;
+    if !can_mount() {
+        return;
+    }
+    let store = Store::new();
+    let large = store.file(bytes(LARGE_BYTES));
+    let mut entries: Vec<_> = (0..8)
+        .map(|index| {
+            let file = |part| (format!("f{part}"), store.file(format!("{index} {part}")));
+            (format!("d{index}"), store.directory((0..4).map(file).collect::<Vec<_>>()))
+        })
+        .collect();
+    // Read when those behind it have been fetched.
+    let large = store.directory([("f0", store.file("0")), ("l", large)]);
+    entries.insert(3, ("d2x".to_owned(), large));
+    let remote = Remote::new(&store, []);
+    let mounted = remote.mount(&store, store.directory(entries), NEVER);
+    let directories = names_in(&mounted.path(""));
+    for (at, directory) in directories.iter().enumerate() {
+        for name in names_in(&mounted.path(directory)) {
+            fs::read(mounted.path(&format!("{directory}/{name}"))).unwrap();
+            if at < 3 {
+                // Those that come next are fetched meanwhile.
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+    let reads = remote.reads.lock();
+    assert!(reads.values().all(|count| *count == 1), "{reads:?}");
 }
 
 #[test]
