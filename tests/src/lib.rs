@@ -10,6 +10,7 @@ pub mod generated;
 pub mod history;
 pub mod kill;
 pub mod linux;
+pub mod load;
 pub mod manifests;
 pub mod measure;
 pub mod model;

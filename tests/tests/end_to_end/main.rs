@@ -14,6 +14,7 @@ mod inspecting;
 mod kills;
 mod kubernetes;
 mod large;
+mod load;
 mod lying_peers;
 mod main_job;
 mod model;
