@@ -26,3 +26,4 @@ pub mod tiny_disk;
 pub mod trees;
 pub mod usage;
 pub mod virtual_machine;
+pub mod waterfall;
