@@ -19,6 +19,7 @@ mod lying_peers;
 mod main_job;
 mod model;
 mod mounting;
+mod newcomer;
 mod observing;
 mod profiles;
 mod programs;
