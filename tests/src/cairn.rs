@@ -117,12 +117,13 @@ pub struct Cairn {
     store: OsString,
     cache: Option<PathBuf>,
     nobody: Option<PathBuf>,
+    service: Option<&'static str>,
 }
 
 impl Cairn {
     /// The binary with the store of a URL.
     pub fn new(store: impl Into<OsString>) -> Self {
-        Self { store: store.into(), cache: None, nobody: None }
+        Self { store: store.into(), cache: None, nobody: None, service: None }
     }
 
     /// The binary with the local store in a folder.
@@ -135,6 +136,12 @@ impl Cairn {
     /// The same with a cache in a folder.
     pub fn with_cache(mut self, folder: &Path) -> Self {
         self.cache = Some(folder.to_owned());
+        self
+    }
+
+    /// The same under a name of its own in traces.
+    pub fn called(mut self, service: &'static str) -> Self {
+        self.service = Some(service);
         self
     }
 
@@ -165,6 +172,9 @@ impl Cairn {
         }
         if let Some(cache) = &self.cache {
             command.env("CAIRN_CACHE", cache);
+        }
+        if let Some(service) = self.service {
+            command.env("OTEL_SERVICE_NAME", service);
         }
         // Nor may it learn of trees from other runs, or its user from these.
         command.env("XDG_CACHE_HOME", env::temp_dir().join("cairn-test-cache"));

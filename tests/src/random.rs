@@ -19,6 +19,11 @@ impl Random {
         bytes
     }
 
+    /// Goes on at a place of the row, counted from its start.
+    pub fn skip_to(&mut self, place: u64) {
+        self.0.set_position(place);
+    }
+
     /// A number from 0 to `end`, without `end` itself, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
         let mut bytes = [0; 8];
@@ -36,6 +41,8 @@ mod tests {
         assert_eq!(Random::new("a").bytes(100), Random::new("a").bytes(100));
         assert_ne!(Random::new("a").bytes(100), Random::new("b").bytes(100));
         let mut random = Random::new("a");
+        random.skip_to(40);
+        assert_eq!(random.bytes(60), Random::new("a").bytes(100)[40..]);
         assert!((0..1000).map(|_| random.below(7)).all(|number| number < 7));
     }
 }

@@ -23,7 +23,7 @@ use object_store::{
     path::Path,
 };
 use tokio::task_local;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 task_local! {
     /// How often the request of this task was sent.
@@ -84,15 +84,26 @@ async fn measured<T>(
     operation: ObjectOperation,
     request: impl Future<Output = Result<T>>,
 ) -> Result<T> {
+    measured_within(&span(operation), operation, request).await
+}
+
+fn span(operation: ObjectOperation) -> Span {
+    trace::ask("object store", operation.name())
+}
+
+async fn measured_within<T>(
+    span: &Span,
+    operation: ObjectOperation,
+    request: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let mut asked = Asked::new(operation);
-    let span = trace::ask("object store", operation.name());
     let request = request.instrument(span.clone());
     let (result, sent) =
         SENT.scope(Default::default(), async { (request.await, SENT.with(Cell::get)) }).await;
     OBJECT_STORE_RETRIES.add(sent.saturating_sub(1));
     asked.note(&result);
     if asked.outcome == ObjectOutcome::Failed {
-        trace::failed(&span, "the object store failed");
+        trace::failed(span, "the object store failed");
     }
     result
 }
@@ -125,15 +136,18 @@ impl ObjectStore for Measured {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let operation = if options.head { ObjectOperation::Head } else { ObjectOperation::Get };
-        let mut got = measured(operation, self.0.get_opts(location, options)).await?;
+        let span = span(operation);
+        let got = measured_within(&span, operation, self.0.get_opts(location, options));
+        let mut got = got.await?;
         if let GetResultPayload::Stream(pieces) = got.payload {
-            // The time of an answer is that to its first byte: who reads it takes the rest.
+            // The time of an answer is that to its first byte: who reads it takes the rest. A trace is
+            // looked at for where time goes, so the rest is in its span.
             let counted = pieces.inspect(|piece| {
                 if let Ok(piece) = piece {
                     OBJECT_STORE_READ.add(piece.len() as u64);
                 }
             });
-            got.payload = GetResultPayload::Stream(counted.boxed());
+            got.payload = GetResultPayload::Stream(trace::within(span, counted.boxed()));
         }
         Ok(got)
     }

@@ -1,18 +1,29 @@
 //! Traces, received by a collector of the tests' own: one read on a mount is one trace, through the
 //! daemon and down to the object store.
 
-use std::{collections::HashMap, fs, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    env, fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cairn_tests::{
     cairn::Scene,
-    object_stores::S3,
+    object_stores::{Access, S3},
     process::{PATIENCE, run},
+    proxy::{Line, Proxy},
+    random::Random,
+    waterfall::{Bar, draw},
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
     },
+    common::v1::any_value::Value,
+    resource::v1::Resource,
     trace::v1::Span,
 };
 use rustix::process::Signal;
@@ -20,8 +31,11 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// The spans that have come.
-type Received = Arc<std::sync::Mutex<Vec<Span>>>;
+/// A read on a mount, as a picture.
+const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/trace.svg");
+
+/// The spans that have come, each with the name of the process that it is of.
+type Received = Arc<std::sync::Mutex<Vec<(String, Span)>>>;
 
 /// A collector on the loopback interface.
 struct Collector {
@@ -38,9 +52,11 @@ impl TraceService for Receiver {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let resources = request.into_inner().resource_spans.into_iter();
-        let spans = resources.flat_map(|spans| spans.scope_spans).flat_map(|spans| spans.spans);
-        self.0.lock().unwrap().extend(spans);
+        for spans in request.into_inner().resource_spans {
+            let service = service(&spans.resource.unwrap_or_default());
+            let spans = spans.scope_spans.into_iter().flat_map(|spans| spans.spans);
+            self.0.lock().unwrap().extend(spans.map(|span| (service.clone(), span)));
+        }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -69,8 +85,43 @@ impl Collector {
     }
 
     fn spans(&self) -> Vec<Span> {
-        self.received.lock().unwrap().clone()
+        self.received.lock().unwrap().iter().map(|(_, span)| span.clone()).collect()
     }
+
+    /// A trace in the order of its spans, each with those behind it that are parts of it.
+    fn waterfall(&self, trace: &[u8]) -> Vec<Bar> {
+        let mut spans = self.received.lock().unwrap().clone();
+        spans.retain(|(_, span)| span.trace_id == trace);
+        spans.sort_by_key(|(_, span)| span.start_time_unix_nano);
+        let mut bars = Vec::new();
+        add_parts(&spans, &[], 0, &mut bars);
+        bars
+    }
+}
+
+fn add_parts(spans: &[(String, Span)], of: &[u8], depth: usize, bars: &mut Vec<Bar>) {
+    let (_, first) = spans.first().expect("a trace has spans");
+    for (service, span) in spans.iter().filter(|(_, span)| span.parent_span_id == of) {
+        let start = span.start_time_unix_nano - first.start_time_unix_nano;
+        let length = span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano);
+        // It tells nothing of itself: what is known of its work is how long it is waited for.
+        let is_of_objects = span.name.starts_with("object store");
+        bars.push(Bar {
+            name: span.name.clone(),
+            service: if is_of_objects { "object store" } else { service }.to_owned(),
+            depth,
+            start: Duration::from_nanos(start),
+            length: Duration::from_nanos(length),
+        });
+        add_parts(spans, &span.span_id, depth + 1, bars);
+    }
+}
+
+fn service(resource: &Resource) -> String {
+    let name = resource.attributes.iter().find(|attribute| attribute.key == "service.name");
+    let name = name.and_then(|name| name.value.as_ref()).and_then(|name| name.value.as_ref());
+    let Some(Value::StringValue(name)) = name else { panic!("a process without a name") };
+    name.clone()
 }
 
 /// The names of a span and of those that it is part of, the outermost first.
@@ -93,12 +144,12 @@ fn are_in_order(line: &[String], wanted: &[&str]) -> bool {
 #[test]
 fn one_read_is_one_trace_down_to_the_object_store() {
     let (scene, s3, collector) = (Scene::new(), S3::start(), Collector::start());
-    let bucket = s3.access().cairn("store");
+    let bucket = s3.access().cairn("store").called("server");
     let tree = scene.new_folder("tree");
-    fs::write(tree.join("file"), vec![7; 300_000]).unwrap();
+    fs::write(tree.join("file"), Random::new("file").bytes(300_000)).unwrap();
     let path = bucket.import(&tree);
     let daemon = bucket.serve_with("127.0.0.1:0", collector.arguments());
-    let cairn = daemon.client().with_cache(&scene.path("cache"));
+    let cairn = daemon.client().with_cache(&scene.path("cache")).called("mounter");
     let mount = cairn.mount_with(&scene.new_folder("mnt"), collector.arguments());
     assert_eq!(fs::read(mount.at(&path).join("file")).unwrap().len(), 300_000);
     mount.stop(Signal::TERM).succeeded();
@@ -133,6 +184,37 @@ fn one_read_is_one_trace_down_to_the_object_store() {
     }
     assert!(inner.name.starts_with("fuse read") && inner.parent_span_id.is_empty());
     found(&["fuse lookup", "cache path info get", "grpc snix.store.v1.PathInfoService/Get"]);
+
+    let bars = collector.waterfall(&span.trace_id);
+    assert!(wanted.iter().all(|name| bars.iter().any(|bar| bar.name.starts_with(name))));
+    for service in ["mounter", "server", "object store"] {
+        assert!(bars.iter().any(|bar| bar.service == service), "{service}: {bars:?}");
+    }
+    if env::var_os("UPDATE").is_some() {
+        fs::write(PICTURE, draw(&bars)).unwrap();
+    }
+}
+
+#[test]
+fn a_request_to_the_object_store_lasts_until_all_of_it_has_come() {
+    const BYTES: u64 = 300_000;
+    const BANDWIDTH: u64 = 1_000_000;
+    let (scene, s3, collector) = (Scene::new(), S3::start(), Collector::start());
+    let file = scene.path("file");
+    fs::write(&file, Random::new("file").bytes(BYTES as usize)).unwrap();
+    let path = s3.access().cairn("store").import(&file);
+    let line = Proxy::before(&s3.endpoint());
+    line.set(Line { bandwidth: Some(BANDWIDTH), ..Line::default() });
+    let bucket = Access::to(&line.url().replace("grpc+", "")).cairn("store");
+    let daemon = bucket.serve_with("127.0.0.1:0", collector.arguments());
+    daemon.client().export(&path, &scene.path("out")).succeeded();
+    daemon.stop(Signal::TERM).succeeded();
+    let spans = collector.spans();
+    let gets = spans.iter().filter(|span| span.name == "object store get");
+    let taken: u64 = gets.map(|span| span.end_time_unix_nano - span.start_time_unix_nano).sum();
+    // Less what the line makes up for and what is on its way last.
+    let least = Duration::from_secs_f64(BYTES as f64 / BANDWIDTH as f64) / 2;
+    assert!(Duration::from_nanos(taken) > least, "{taken} ns");
 }
 
 #[test]
