@@ -97,7 +97,8 @@ fn the_readme_is_all_that_a_newcomer_needs() {
     if config.exists() {
         give(&config, &format!("{HOME}/.cargo/config.toml:ro"));
     }
-    newcomer.args([IMAGE, "tests/readme"]);
+    // With patience, and what is tested beside it has less.
+    newcomer.args([IMAGE, "nice", "-n", "19", "tests/readme"]);
     let finished = Running::start(&mut newcomer).finish_within(PATIENCE).succeeded();
     assert!(finished.text().contains("the README's commands work"), "{}", finished.text());
 }
