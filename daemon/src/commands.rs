@@ -23,6 +23,7 @@ pub(crate) mod services;
 pub(crate) mod shown;
 pub(crate) mod stat;
 pub(crate) mod stats;
+pub(crate) mod top;
 pub(crate) mod tree;
 pub(crate) mod umount;
 pub(crate) mod virtiofs;

@@ -67,6 +67,11 @@ impl Ills {
         self.0.is_empty()
     }
 
+    /// Each by itself.
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.0
+    }
+
     fn with(mut self, others: Self) -> Self {
         self.0.extend(others.0);
         self
@@ -126,9 +131,14 @@ impl Health {
         self.live().with(self.readiness())
     }
 
-    /// Both, and whether the store answered when it was last tried.
+    /// Both, and whether the store answered.
     pub(crate) fn deep(&self) -> Ills {
-        let mut ills = self.shallow();
+        self.shallow().with(self.store())
+    }
+
+    /// Whether the store answered when it was last tried.
+    pub(crate) fn store(&self) -> Ills {
+        let mut ills = Ills::default();
         let state = self.0.lock();
         for (service, tried) in Service::ALL.iter().zip(&state.tried) {
             let name = name(*service);

@@ -1,6 +1,8 @@
-//! What the process tells of itself by HTTP: metrics and health. It has a thread and a runtime of its
-//! own, so that it answers also when all others are stuck. What is told is in `health` and in the
-//! inventory of metrics.
+//! What the process tells of itself by HTTP: metrics, health and operations. It has a thread and a
+//! runtime of its own, so that it answers also when all others are stuck. What is told is in `health`, in
+//! `report` and in the inventory of metrics.
+
+pub(crate) mod report;
 
 use std::{
     convert::Infallible,
@@ -33,6 +35,7 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
+use self::report::Report;
 use crate::{
     exit::Failure,
     health::{self, Health},
@@ -60,13 +63,13 @@ const HEADERS_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What there is, for whoever asks for something else.
-const PATHS: &str = "ask for /metrics, /livez, /readyz, /healthz or /healthz?deep\n";
+const PATHS: &str = "ask for /metrics, /operations, /livez, /readyz, /healthz or /healthz?deep\n";
 
 /// Where metrics and health are told.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct HttpArgs {
-    /// Tell metrics and health by HTTP on this address, HOST:PORT: /metrics for Prometheus, /livez,
-    /// /readyz, /healthz and /healthz?deep
+    /// Tell metrics and health by HTTP on this address, HOST:PORT: /metrics for Prometheus,
+    /// /operations for `cairn top`, /livez, /readyz, /healthz and /healthz?deep
     ///
     /// Prints `telling of itself on URL`. Off unless given. There is no access control.
     #[arg(
@@ -87,8 +90,13 @@ fn parse_address(text: &str) -> Result<ListenAddress, String> {
 }
 
 impl HttpArgs {
-    /// Begins to tell, if that is wanted, and says where.
-    pub(crate) async fn start(&self, output: &mut Output) -> Result<Telling, Failure> {
+    /// Begins to tell, if that is wanted, and says where. The role is what the process is: the command
+    /// that runs.
+    pub(crate) async fn start(
+        &self,
+        role: &'static str,
+        output: &mut Output,
+    ) -> Result<Telling, Failure> {
         let Some(address) = &self.http else { return Ok(Telling(None)) };
         let failed = |error: io::Error| Failure::new("metrics and health can't be told", error);
         let bound = Listener::bind(address).await.map_err(|error| {
@@ -102,7 +110,8 @@ impl HttpArgs {
         let at = listener.local_addr().map_err(failed)?;
         let health = Arc::new(Health::new());
         let stop = CancellationToken::new();
-        start_thread(listener, health.clone(), stop.clone()).map_err(failed)?;
+        let teller = Teller { role, health: health.clone() };
+        start_thread(listener, teller, stop.clone()).map_err(failed)?;
         output.announce(format!("telling of itself on http://{at}")).await;
         Ok(Telling(Some(Told {
             _beat: health::beat(health.clone()),
@@ -151,9 +160,16 @@ impl Telling {
     }
 }
 
+/// Who answers.
+#[derive(Debug, Clone)]
+struct Teller {
+    role: &'static str,
+    health: Arc<Health>,
+}
+
 fn start_thread(
     listener: BoundListener,
-    health: Arc<Health>,
+    teller: Teller,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -165,7 +181,7 @@ fn start_thread(
         runtime.block_on(async {
             tokio::select! {
                 () = stop.cancelled() => {}
-                never = accept(listener, health) => match never {},
+                never = accept(listener, teller) => match never {},
             }
         });
     };
@@ -173,15 +189,15 @@ fn start_thread(
     Ok(())
 }
 
-async fn accept(listener: TcpListener, health: Arc<Health>) -> Infallible {
+async fn accept(listener: TcpListener, teller: Teller) -> Infallible {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let health = health.clone();
+                let teller = teller.clone();
                 tokio::spawn(async move {
-                    converse(stream, peer, health).await;
+                    converse(stream, peer, teller).await;
                     drop(permit);
                 });
             }
@@ -193,9 +209,9 @@ async fn accept(listener: TcpListener, health: Arc<Health>) -> Infallible {
     }
 }
 
-async fn converse(stream: TcpStream, peer: SocketAddr, health: Arc<Health>) {
+async fn converse(stream: TcpStream, peer: SocketAddr, teller: Teller) {
     let answer = service_fn(|request| {
-        let answer = answer(&request, &health);
+        let answer = teller.answer(&request);
         async { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new()
@@ -209,29 +225,39 @@ async fn converse(stream: TcpStream, peer: SocketAddr, health: Arc<Health>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>> {
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, text, PATHS.to_owned());
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    let query = request.uri().query().unwrap_or_default();
-    let is_deep = query.split('&').any(|pair| pair.split('=').next() == Some("deep"));
-    let ills = match request.uri().path() {
-        "/metrics" => {
-            process::read(health);
-            let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
-            return response(StatusCode::OK, kind, exposition::text());
+impl Teller {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, text, PATHS.to_owned());
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
         }
-        "/livez" => health.live(),
-        "/readyz" => health.readiness(),
-        "/healthz" if is_deep => health.deep(),
-        "/healthz" => health.shallow(),
-        _ => return response(StatusCode::NOT_FOUND, text, PATHS.to_owned()),
-    };
-    let status = if ills.is_well() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    response(status, text, ills.to_string())
+        let query = request.uri().query().unwrap_or_default();
+        let is_deep = query.split('&').any(|pair| pair.split('=').next() == Some("deep"));
+        let health = &*self.health;
+        let ills = match request.uri().path() {
+            "/metrics" => {
+                process::read(health);
+                let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
+                return response(StatusCode::OK, kind, exposition::text());
+            }
+            "/operations" => {
+                let report = Report::of_this_process(self.role, health);
+                let json = serde_json::to_string(&report)
+                    .expect("a report has nothing but texts and numbers");
+                let kind = HeaderValue::from_static("application/json");
+                return response(StatusCode::OK, kind, json + "\n");
+            }
+            "/livez" => health.live(),
+            "/readyz" => health.readiness(),
+            "/healthz" if is_deep => health.deep(),
+            "/healthz" => health.shallow(),
+            _ => return response(StatusCode::NOT_FOUND, text, PATHS.to_owned()),
+        };
+        let status = if ills.is_well() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        response(status, text, ills.to_string())
+    }
 }
 
 fn response(status: StatusCode, kind: HeaderValue, text: String) -> Response<Full<Bytes>> {

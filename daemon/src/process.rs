@@ -78,9 +78,19 @@ impl Stat {
     }
 }
 
+/// How long the process has run, in seconds.
+pub(crate) fn uptime() -> Option<f64> {
+    Some((now()? - (*STARTED)?).max(0.0))
+}
+
+/// The seconds since the epoch.
+fn now() -> Option<f64> {
+    Some(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
+}
+
 /// When the process was started, in seconds since the epoch.
 static STARTED: LazyLock<Option<f64>> = LazyLock::new(|| {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs_f64();
+    let now = now()?;
     let uptime = fs::read_to_string("/proc/uptime").ok()?;
     let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
     let started = Stat::read()?.started_ticks as f64 / clock_ticks_per_second() as f64;

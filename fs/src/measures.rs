@@ -1,12 +1,10 @@
 //! What is counted of the kernel's requests, whichever way they come. What they are is in
 //! `file_system`.
 
-use std::time::Instant;
-
 use cairn_telemetry::{
     inventory::{FUSE_DURATION, FUSE_THREADS, FuseOperation},
     metric::One,
-    operations::{self, Place},
+    operations::{self, Begun, Place},
     trace,
 };
 use fuse_backend_rs::abi::fuse_abi::Opcode;
@@ -23,37 +21,30 @@ impl Worker {
         Self { place: operations::FUSE.enter(), _thread: FUSE_THREADS.one() }
     }
 
-    /// It has taken a request.
-    pub(crate) fn begin(&self) {
-        self.place.goes_on();
-    }
-
-    /// The request is answered.
-    pub(crate) fn end(&self) {
-        self.place.rests();
+    /// It answers a request.
+    pub(crate) fn begin(&self, opcode: u32) -> Timed<'_> {
+        let operation = operation(opcode);
+        Timed { place: &self.place, operation, begun: self.place.begin(operation as usize) }
     }
 }
 
-/// A request, timed until this is dropped.
-pub(crate) struct Timed {
+/// A request, under way until this is dropped.
+pub(crate) struct Timed<'a> {
+    place: &'a Place,
     operation: FuseOperation,
-    start: Instant,
+    begun: Begun,
 }
 
-impl Timed {
-    pub(crate) fn new(opcode: u32) -> Self {
-        Self { operation: operation(opcode), start: Instant::now() }
-    }
-
+impl Timed<'_> {
     /// Makes what is done until this is dropped part of the request, for traces.
     pub(crate) fn within(&self) -> EnteredSpan {
         trace::begin("fuse", self.operation.name()).entered()
     }
 }
 
-impl Drop for Timed {
+impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        FUSE_DURATION.observe_at(self.operation as usize, self.start.elapsed());
+        FUSE_DURATION.observe_at(self.operation as usize, self.place.end(self.begun));
     }
 }
 

@@ -45,11 +45,11 @@ fn main() {
         static PLACE: operations::Place = operations::FUSE.enter();
     }
     row("a request of the kernel: all of these", &|| {
-        PLACE.with(operations::Place::goes_on);
-        let start = Instant::now();
-        drop(trace::begin("fuse", "read"));
-        FUSE_READ.add(4096);
-        FUSE_DURATION.observe_at(read, start.elapsed());
-        PLACE.with(operations::Place::rests);
+        PLACE.with(|place| {
+            let begun = place.begin(read);
+            drop(trace::begin("fuse", "read"));
+            FUSE_READ.add(4096);
+            FUSE_DURATION.observe_at(read, place.end(begun));
+        });
     });
 }

@@ -19,7 +19,7 @@ use tracing::{Instrument as _, Span};
 use crate::{
     inventory::{self, CODE, OTHER_METHOD, PATHS},
     metric::{Counter, Histogram},
-    operations::{self, Place},
+    operations::{self, UnderWay},
     trace,
 };
 
@@ -55,10 +55,10 @@ impl Side {
         }
     }
 
-    fn begin(self) -> Place {
+    fn begin(self, method: usize) -> UnderWay {
         match self {
-            Self::Server => operations::GRPC_SERVER.begin(),
-            Self::Client => operations::GRPC_CLIENT.begin(),
+            Self::Server => operations::GRPC_SERVER.begin(method),
+            Self::Client => operations::GRPC_CLIENT.begin(method),
         }
     }
 }
@@ -105,7 +105,7 @@ where
         let side = self.side;
         let method = method(request.uri().path());
         // Those that are none of ours may be meant to stay: who watches the health of a server does.
-        let place = (method != OTHER_METHOD).then(|| Arc::new(side.begin()));
+        let place = (method != OTHER_METHOD).then(|| Arc::new(side.begin(method)));
         let name = PATHS.get(method).map_or("other", |path| path.trim_start_matches('/'));
         let span = match side {
             Side::Server => trace::answer(request.headers(), "grpc", name),
@@ -189,7 +189,7 @@ struct Counted {
     /// The request that this is the answer to.
     call: Option<Call>,
     /// What goes on with each of them.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<UnderWay>>,
 }
 
 impl HttpBody for Counted {

@@ -45,7 +45,7 @@ struct Asked {
     operation: ObjectOperation,
     start: Instant,
     outcome: ObjectOutcome,
-    _place: operations::Place,
+    _under_way: operations::UnderWay,
 }
 
 impl Asked {
@@ -54,7 +54,7 @@ impl Asked {
             operation,
             start: Instant::now(),
             outcome: ObjectOutcome::Cancelled,
-            _place: operations::OBJECT_STORE.begin(),
+            _under_way: operations::OBJECT_STORE.begin(operation as usize),
         }
     }
 

@@ -86,7 +86,7 @@ impl DaemonArgs {
             .map_err(|error| Failure::new("signals can't be listened for", error))?;
         let listeners = self.listeners(sockets).await?;
         let mut output = Output::new();
-        let telling = self.http.start(&mut output).await?;
+        let telling = self.http.start("daemon", &mut output).await?;
         context
             .with_opened(async |opened| {
                 let services = &opened.services;

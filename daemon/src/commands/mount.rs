@@ -125,7 +125,7 @@ impl MountArgs {
         let profile = self.workload.profile(context).await?;
         let recording = self.workload.begin_to_record()?;
         let mut output = Output::new();
-        let telling = self.http.start(&mut output).await?;
+        let telling = self.http.start("mount", &mut output).await?;
         context
             .with_cache(async |services, cache| {
                 telling.try_store(services);

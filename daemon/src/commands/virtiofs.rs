@@ -78,7 +78,7 @@ impl VirtiofsArgs {
         let bound = bind_unix(&self.socket).await;
         let (listener, _file) = bound.map_err(|error| self.failure(error))?;
         let mut output = Output::new();
-        let telling = self.http.start(&mut output).await?;
+        let telling = self.http.start("virtiofs", &mut output).await?;
         context
             .with_services(async |services| {
                 telling.try_store(services);

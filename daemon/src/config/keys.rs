@@ -11,7 +11,7 @@ use clap::{
 
 /// Flags that name what one run works on, or what it leaves behind: the table of the command, and the
 /// flag.
-const OF_ONE_RUN: [(&str, &str); 24] = [
+const OF_ONE_RUN: [(&str, &str); 25] = [
     ("", "config"),
     ("cache-evict", "all"),
     ("cache-warm", "profile"),
@@ -34,6 +34,7 @@ const OF_ONE_RUN: [(&str, &str); 24] = [
     ("mount", "import"),
     ("mount", "record"),
     ("ping", "count"),
+    ("top", "count"),
     ("tree", "level"),
     ("virtiofs", "import"),
 ];

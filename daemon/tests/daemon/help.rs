@@ -4,7 +4,7 @@ use std::{env, fs, path::Path};
 
 use crate::process::{cairn, run};
 
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "import",
     "mount",
     "umount",
@@ -24,6 +24,7 @@ const COMMANDS: [&str; 28] = [
     "ping",
     "services",
     "stats",
+    "top",
     "cache",
     "cache stats",
     "cache warm",

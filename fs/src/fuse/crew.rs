@@ -32,11 +32,7 @@ use super::{
     init,
     interrupts::{self, Interrupts, Serving},
 };
-use crate::{
-    file_system::CairnFs,
-    inodes::NodeId,
-    measures::{Timed, Worker},
-};
+use crate::{file_system::CairnFs, inodes::NodeId, measures::Worker};
 
 /// The most bytes of a file or listing that one request asks for.
 pub(crate) const PAYLOAD_BYTES: usize = MAX_BUFFER_SIZE as usize;
@@ -200,12 +196,10 @@ impl Crew {
                 }
             };
             self.requests.fetch_add(1, Ordering::Relaxed);
-            worker.begin();
             self.state.lock().idle -= 1;
             if let Some(request) = request.get_mut(..length) {
-                self.answer(&serving, request, &mut reply);
+                self.answer(&worker, &serving, request, &mut reply);
             }
-            worker.end();
             let mut state = self.state.lock();
             if state.idle >= self.idle_max {
                 state.threads -= 1;
@@ -224,9 +218,9 @@ impl Crew {
     }
 
     /// Answers one request. Whatever goes wrong, the program that waits for it is told.
-    fn answer(&self, serving: &Serving<'_>, request: &mut [u8], reply: &mut [u8]) {
+    fn answer(&self, worker: &Worker, serving: &Serving<'_>, request: &mut [u8], reply: &mut [u8]) {
         let Some(Header { opcode, unique, pid }) = header_of(request) else { return };
-        let timed = Timed::new(opcode);
+        let timed = worker.begin(opcode);
         let _within = timed.within();
         if opcode == Opcode::Interrupt as u32 {
             return self.interrupt(unique, request);

@@ -29,10 +29,7 @@ use rustix::{
 use vm_memory::{ByteValued, Bytes as _};
 
 use super::ring::{Chain, Ring, Taken, signal};
-use crate::{
-    file_system::CairnFs,
-    measures::{Timed, Worker},
-};
+use crate::{file_system::CairnFs, measures::Worker};
 
 /// The most bytes of a file or listing that one request gets.
 const PAYLOAD_BYTES: u32 = MAX_BUFFER_SIZE;
@@ -193,10 +190,8 @@ impl Crew {
         while let Some((ring, taken)) = self.next(&mut last) {
             self.state.lock().idle -= 1;
             self.requests.fetch_add(1, Ordering::Relaxed);
-            worker.begin();
-            let written = self.answer(&taken.chain, &mut buffer);
+            let written = self.answer(&worker, &taken.chain, &mut buffer);
             ring.give_back(&taken, written);
-            worker.end();
             let mut state = self.state.lock();
             if state.idle >= self.idle_max {
                 return self.leave(&mut state);
@@ -245,13 +240,13 @@ impl Crew {
 
     /// Answers one request; the number of bytes of the answer. Whatever goes wrong, whoever waits
     /// for it is told, if the guest has left room for that.
-    fn answer(&self, chain: &Chain, buffer: &mut [u8]) -> u32 {
+    fn answer(&self, worker: &Worker, chain: &Chain, buffer: &mut [u8]) -> u32 {
         let request = copied(chain, buffer);
         let Some(header) = value_at::<InHeader>(request, 0) else {
             tracing::debug!(bytes = request.len(), "a guest sent what is no request");
             return 0;
         };
-        let timed = Timed::new(header.opcode);
+        let timed = worker.begin(header.opcode);
         let _within = timed.within();
         let is = |opcode: Opcode| header.opcode == opcode as u32;
         if is(Opcode::Read) || is(Opcode::Readdir) || is(Opcode::Readdirplus) {

@@ -30,6 +30,7 @@ mod serving;
 mod sharing;
 mod systemd;
 mod telemetry;
+mod top;
 mod tracing;
 mod virtiofs;
 mod writable;
