@@ -174,7 +174,7 @@ impl ObjectBase {
             let url = display.into();
             return Ok(Self { objects, path, url, folder, credentials: None });
         }
-        let (objects, path, credentials) =
+        let Remote { objects, path, credentials } =
             open_remote(url).map_err(|error| failed(error.into()))?;
         let objects = Arc::new(Measured(objects));
         Ok(Self { objects, path, url: display.into(), folder: None, credentials })
@@ -349,10 +349,16 @@ impl ObjectBase {
     }
 }
 
-/// The storage that a URL leads to, the path in it, and who gives out the credentials of S3.
-fn open_remote(
-    url: &Url,
-) -> Result<(Arc<dyn ObjectStore>, Path, Option<AwsCredentialProvider>), Error> {
+/// The storage that a URL leads to.
+struct Remote {
+    objects: Arc<dyn ObjectStore>,
+    /// The path in it.
+    path: Path,
+    /// Who gives out the credentials of S3.
+    credentials: Option<AwsCredentialProvider>,
+}
+
+fn open_remote(url: &Url) -> Result<Remote, Error> {
     let mut bare = url.clone();
     bare.set_query(None);
     let (scheme, path) = ObjectStoreScheme::parse(&bare)?;
@@ -401,7 +407,7 @@ fn open_remote(
             return Err(Error::Generic { store: "cairn", source });
         }
     };
-    Ok((objects, path, credentials))
+    Ok(Remote { objects, path, credentials })
 }
 
 /// Whether an option is on, in any of the words for it.
