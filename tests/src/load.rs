@@ -130,7 +130,7 @@ pub struct Outcome {
 pub struct Killed {
     /// When it was told, after the start.
     pub after: Duration,
-    /// How many requests it had answered in the [`WATCHED`] time before.
+    /// How many requests it had answered in the `WATCHED` time before.
     pub served: u64,
     /// How many requests its clients were waiting for.
     pub under_way: usize,
