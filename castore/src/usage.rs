@@ -122,7 +122,7 @@ impl UsageMeter {
         let mut usage = Usage::default();
         if let (Some(sizes), false) = (&self.sizes, self.unasked.is_empty()) {
             match sizes.stored_sizes(&self.unasked).await.map_err(WalkError::Sizes)? {
-                Some(sizes) => usage.stored_bytes = sizes.into_iter().sum(),
+                Some(sizes) => usage.stored_bytes = sizes.into_iter().fold(0, u64::saturating_add),
                 None => self.sizes = None,
             }
         }
@@ -346,6 +346,25 @@ mod tests {
         let (a, b) = (sum(0..5000) + alone("z"), sum(5000..10_000));
         assert_eq!(told, [a, b, 0, a + b + alone("first")]);
         assert!(meter.knows_stored_bytes());
+    }
+
+    /// Says that blobs take more than there can be.
+    struct TooMuch;
+
+    #[async_trait]
+    impl StoredSizes for TooMuch {
+        async fn stored_sizes(&self, digests: &[Digest]) -> Result<Option<Vec<u64>>, BoxError> {
+            Ok(Some(vec![u64::MAX; digests.len()]))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_may_say_any_number() {
+        let mut tree = Tree::new();
+        let root = tree.directory([("a", file("1")), ("b", file("2"))]).await;
+        let mut meter = UsageMeter::with_sizes(Arc::new(TooMuch));
+        let usage = meter.count_tree(&tree.service(), &root).await.unwrap();
+        assert_eq!(usage.stored_bytes, u64::MAX);
     }
 
     #[tokio::test]
