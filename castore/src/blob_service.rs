@@ -120,8 +120,7 @@ pub struct BlobStat {
     pub size: u64,
     /// Its chunks in order: at least two, or none for a blob of a single chunk.
     pub chunks: Vec<ChunkMeta>,
-    /// What proves its ranges, where the service has it and the blob has several chunks, or is larger
-    /// than any chunk.
+    /// What proves its ranges, where the service has it and the blob has several chunks or groups.
     pub outboard: Option<Outboard>,
 }
 

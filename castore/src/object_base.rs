@@ -58,7 +58,8 @@ const UPLOAD_ATTEMPTS: usize = 4;
 /// How long a request is tried again that the storage refuses for now, or that does not get there.
 const RETRY_TIME: Duration = Duration::from_secs(30);
 
-/// How long is waited for who gives out credentials, and for the storage to tell whether there is a bucket.
+/// How long is waited for who gives out credentials, and for the storage to tell whether there is a
+/// bucket.
 const CHECK_TIME: Duration = Duration::from_secs(5);
 
 /// The kinds of objects, each in a folder of its own.

@@ -179,8 +179,8 @@ impl SnixBlobService for BlobServer {
 }
 
 impl BlobServer {
-    /// What proves the ranges of a blob of one chunk, for which services keep nothing. A client that
-    /// gets none has the whole blob sent to make it, and then what it wanted of it.
+    /// What proves the ranges of a blob of one chunk, for which a service may keep nothing. A client
+    /// that gets none has the whole blob sent to make it, and then what it wanted of it.
     async fn outboard(&self, digest: &Digest) -> Result<Outboard, Status> {
         let bytes = self.service.read_to_bytes(digest, ByteRange::ALL).await;
         let bytes = bytes.map_err(|error| to_status(&error))?;

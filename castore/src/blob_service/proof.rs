@@ -9,7 +9,6 @@ use quick_cache::{Weighter, sync::Cache};
 use super::SMALL_BLOB_MAX;
 use crate::{
     BlobError, BlobStat, ChunkMeta, Digest,
-    chunking::CHUNK_MAX,
     outboard::{GROUP_LEN, Outboard, OutboardHasher},
 };
 
@@ -47,7 +46,7 @@ impl Proof {
     }
 
     pub(crate) fn stat(&self) -> BlobStat {
-        let several = !self.chunks.is_empty() || self.size() > CHUNK_MAX as u64;
+        let several = !self.chunks.is_empty() || self.size() > GROUP_LEN as u64;
         BlobStat {
             digest: *self.outboard.digest(),
             size: self.size(),
@@ -187,5 +186,21 @@ impl Prover {
         }
         let whole = self.whole.take().map(Bytes::from);
         Ok(Proof { whole, ..Proof::new(outboard, self.chunks) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::content;
+
+    #[test]
+    fn a_blob_of_several_groups_is_told_with_its_proof() {
+        for (size, is_proven) in [(1, false), (GROUP_LEN, false), (GROUP_LEN + 1, true)] {
+            let mut hasher = OutboardHasher::new();
+            hasher.update(&content("blob", size));
+            let stat = Proof::new(hasher.finish(), Vec::new()).stat();
+            assert_eq!((stat.size, stat.outboard.is_some()), (size as u64, is_proven));
+        }
     }
 }
