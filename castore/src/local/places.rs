@@ -57,8 +57,9 @@ pub(super) struct Places {
 }
 
 struct Recent {
-    /// What is not in the index yet.
-    changes: HashMap<Key, Change>,
+    /// What is not in the index yet, each with the number of the group that it came in: an equal
+    /// change of an earlier group is another.
+    changes: HashMap<Key, (Change, u64)>,
     /// The keys that were added since the store was opened, and those before as soon as it is
     /// complete. `None` if there are too many.
     filter: Option<Filter>,
@@ -94,6 +95,7 @@ struct Queue {
 }
 
 struct Group {
+    number: u64,
     changes: Vec<(Key, Change)>,
     mark: Option<Mark>,
 }
@@ -134,7 +136,7 @@ impl Places {
     pub(super) fn get(&self, key: &Key) -> Result<Option<Place>, LocalError> {
         {
             let recent = self.recent.read();
-            if let Some(change) = recent.changes.get(key) {
+            if let Some((change, _)) = recent.changes.get(key) {
                 return Ok(change.place());
             }
             if recent.lacks(key) {
@@ -161,7 +163,7 @@ impl Places {
         let recent: BTreeMap<Key, Change> = {
             let recent = self.recent.read();
             let listed = recent.changes.iter().filter(|(key, _)| is_listed(key));
-            listed.map(|(key, change)| (*key, *change)).collect()
+            listed.map(|(key, (change, _))| (*key, *change)).collect()
         };
         // Each recent change hides at most one entry.
         let indexed = self.index.list(kind, after, limit.saturating_add(recent.len()))?;
@@ -237,9 +239,8 @@ impl Places {
     /// Makes known what has become durable.
     pub(super) fn publish(&self, changes: Vec<(Key, Change)>, mark: Option<Mark>) {
         let mut recent = self.recent.write();
-        recent.changes.extend(changes.iter().copied());
         recent.filter(changes.iter().map(|(key, _)| *key));
-        self.enqueue(&recent, Group { changes, mark });
+        self.enqueue(&mut recent, changes, mark);
     }
 
     /// Takes note that the record at a place is damaged, unless there is another by now.
@@ -247,23 +248,24 @@ impl Places {
         let suspect = Change::Set(Place { suspect: true, ..*place });
         let mut recent = self.recent.write();
         let current = match recent.changes.get(key) {
-            Some(change) => change.place(),
+            Some((change, _)) => change.place(),
             None => self.index.get(key).ok().flatten(),
         };
         // One that is known to be damaged is marked already.
         if current != Some(*place) || place.suspect || recent.changes.len() >= RECENT_MAX {
             return;
         }
-        recent.changes.insert(*key, suspect);
-        self.enqueue(&recent, Group { changes: vec![(*key, suspect)], mark: None });
+        self.enqueue(&mut recent, vec![(*key, suspect)], None);
     }
 
     /// Called while `recent` is locked, so that both have the changes in the same order.
-    fn enqueue(&self, _recent: &Recent, group: Group) {
+    fn enqueue(&self, recent: &mut Recent, changes: Vec<(Key, Change)>, mark: Option<Mark>) {
         let mut queue = self.queue.lock();
-        queue.changes += group.changes.len();
+        let number = queue.published;
+        recent.changes.extend(changes.iter().map(|(key, change)| (*key, (*change, number))));
+        queue.changes += changes.len();
         queue.published += 1;
-        queue.groups.push_back(group);
+        queue.groups.push_back(Group { number, changes, mark });
         drop(queue);
         self.changed.notify_all();
     }
@@ -319,8 +321,8 @@ impl Places {
         group.changes.sort_by_key(|(key, _)| *key);
         self.index.apply(&group.changes, group.mark)?;
         let mut recent = self.recent.write();
-        for (key, change) in &group.changes {
-            if recent.changes.get(key) == Some(change) {
+        for (key, _) in &group.changes {
+            if recent.changes.get(key).is_some_and(|(_, number)| *number == group.number) {
                 recent.changes.remove(key);
             }
         }
@@ -395,6 +397,25 @@ mod tests {
             run(&places);
             assert!(places.close());
         });
+    }
+
+    /// The index catches up with one change at a time, of which the first and the last are alike.
+    #[test]
+    fn what_was_removed_stays_so_while_the_index_catches_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(&folder.path().join("index")).unwrap();
+        let places = Places::new(index, Room::new(folder.path()), folder.path().into()).unwrap();
+        let place = Place { pack: 0, offset: 24, stored: 1, raw: 1, suspect: false };
+        for change in [Change::Remove, Change::Set(place), Change::Remove] {
+            places.publish(vec![(key(1), change)], None);
+        }
+        assert_eq!(places.get(&key(1)).unwrap(), None);
+        for _ in 0..3 {
+            let Some(Work::Apply(group)) = places.next_work() else { panic!("three are left") };
+            places.apply(group).unwrap();
+            assert_eq!(places.get(&key(1)).unwrap(), None);
+        }
+        assert!(places.recent.read().changes.is_empty());
     }
 
     #[test]
