@@ -73,6 +73,34 @@ struct Traffic {
     connections: AtomicU64,
     asked: AtomicU64,
     received: AtomicU64,
+    turns: Turns,
+}
+
+/// How often one side had to hear of the other before it could say what it said: clocks of Lamport's,
+/// of which only the client's ticks. What is said at once, on whichever connection, is one turn.
+#[derive(Debug, Default)]
+struct Turns {
+    client: AtomicU64,
+    server: AtomicU64,
+}
+
+impl Turns {
+    /// The turn of what is being said.
+    fn said(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::ToServer => self.client.load(Ordering::SeqCst) + 1,
+            Direction::ToClient => self.server.load(Ordering::SeqCst),
+        }
+    }
+
+    /// The other side is about to hear what was said in a turn.
+    fn heard(&self, direction: Direction, turn: u64) {
+        let clock = match direction {
+            Direction::ToServer => &self.server,
+            Direction::ToClient => &self.client,
+        };
+        clock.fetch_max(turn, Ordering::SeqCst);
+    }
 }
 
 /// The direction of bytes.
@@ -140,6 +168,13 @@ impl Proxy {
     pub fn received(&self) -> u64 {
         self.traffic.received.load(Ordering::Relaxed)
     }
+
+    /// How many round trips there were so far, one after the other: how often the client has said
+    /// something behind an answer, and has had an answer to that. Tells what had to wait for what on a
+    /// line with a delay, in which all that is asked at once can be said.
+    pub fn round_trips(&self) -> u64 {
+        self.traffic.turns.client.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Proxy {
@@ -190,6 +225,13 @@ async fn connection(
     }
 }
 
+/// What one side has said.
+struct Said {
+    at: Instant,
+    turn: u64,
+    bytes: Vec<u8>,
+}
+
 /// Carries bytes one way. An end of what is said is passed on, an error ends the way.
 async fn carry(
     mut from: OwnedReadHalf,
@@ -205,8 +247,12 @@ async fn carry(
             if direction == Direction::ToServer {
                 traffic.asked.fetch_add(length as u64, Ordering::Relaxed);
             }
-            let piece = (Instant::now(), buffer[..length].to_vec());
-            if sender.send(piece).await.is_err() {
+            let said = Said {
+                at: Instant::now(),
+                turn: traffic.turns.said(direction),
+                bytes: buffer[..length].to_vec(),
+            };
+            if sender.send(said).await.is_err() {
                 break;
             }
         }
@@ -215,7 +261,7 @@ async fn carry(
 }
 
 async fn deliver(
-    mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
+    mut pieces: mpsc::Receiver<Said>,
     mut to: OwnedWriteHalf,
     direction: Direction,
     mut line: watch::Receiver<Line>,
@@ -223,15 +269,16 @@ async fn deliver(
 ) {
     let mut until_changed = None;
     let mut free_at = Instant::now();
-    while let Some((sent, mut piece)) = pieces.recv().await {
+    while let Some(Said { at, turn, bytes: mut piece }) = pieces.recv().await {
         let delay = line.borrow().delay;
-        sleep_until(sent + delay).await;
+        sleep_until(at + delay).await;
         // One that was cut ends while it waits.
         let passes = line.wait_for(|line| line.passage == Passage::Open).await;
         let Ok(line) = passes.map(|line| *line) else { return };
         if let (Direction::ToClient, Some(every)) = (direction, line.corrupt_every) {
             corrupt(&mut piece, every.max(1), &mut until_changed);
         }
+        traffic.turns.heard(direction, turn);
         if to.write_all(&piece).await.is_err() {
             return;
         }
@@ -345,6 +392,25 @@ mod tests {
         let heard = say(&mut client, &[0; 2500]).unwrap();
         let changed: Vec<_> = (0..heard.len()).filter(|at| heard[*at] != 0).collect();
         assert_eq!(changed, [999, 1999]);
+    }
+
+    #[test]
+    fn round_trips_are_what_waits_for_an_answer() {
+        let (proxy, mut client) = echo();
+        proxy.set(Line { delay: Duration::from_millis(50), ..Line::default() });
+        assert_eq!(proxy.round_trips(), 0);
+        for round_trips in 1..4 {
+            say(&mut client, b"there and back").unwrap();
+            assert_eq!(proxy.round_trips(), round_trips);
+        }
+        // At once, on two connections.
+        let mut other = TcpStream::connect(proxy.address).unwrap();
+        client.write_all(b"one").unwrap();
+        other.write_all(b"two").unwrap();
+        client.write_all(b"three").unwrap();
+        client.read_exact(&mut [0; 8]).unwrap();
+        other.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(proxy.round_trips(), 4);
     }
 
     #[test]

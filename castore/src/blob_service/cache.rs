@@ -52,6 +52,7 @@ pub struct CacheBlobService {
 }
 
 /// How a blob is kept.
+#[derive(Debug, Clone)]
 enum Shape {
     Whole,
     Groups(Arc<Outboard>),
@@ -60,10 +61,10 @@ enum Shape {
 }
 
 impl Shape {
-    fn of(stat: &BlobStat, outboard: Option<Arc<Outboard>>) -> Self {
-        match outboard {
+    fn of(stat: &BlobStat) -> Self {
+        match &stat.outboard {
             _ if stat.size <= WHOLE_MAX => Self::Whole,
-            Some(outboard) => Self::Groups(outboard),
+            Some(outboard) => Self::Groups(Arc::new(outboard.clone())),
             None => Self::Unproven,
         }
     }
@@ -99,16 +100,6 @@ impl CacheBlobService {
         .await
     }
 
-    async fn shape(&self, digest: &Digest) -> Result<Shape, BlobError> {
-        let digest = *digest;
-        let known = self.near(move |near| near.shape(&digest)).await?;
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let stat = self.fetches.stat(&digest).await?.ok_or(BlobError::NotFound(digest))?;
-        Ok(Shape::of(&stat, stat.outboard.clone().map(Arc::new)))
-    }
-
     /// A blob that is kept whole.
     async fn whole(&self, digest: &Digest) -> Result<Bytes, BlobError> {
         let digest = *digest;
@@ -119,6 +110,31 @@ impl CacheBlobService {
                 Ok(bytes)
             }
             None => self.fetches.whole(&digest).await?.ok_or(BlobError::NotFound(digest)),
+        }
+    }
+
+    /// A range of a blob that is kept like this.
+    async fn read_kept(
+        &self,
+        shape: Shape,
+        digest: &Digest,
+        range: ByteRange,
+    ) -> Result<BlobStream, BlobError> {
+        match shape {
+            Shape::Whole => {
+                let whole = self.whole(digest).await?;
+                let range = range.within(whole.len() as u64);
+                let part = whole.slice(range.start as usize..range.end as usize);
+                Ok(stream::iter((!part.is_empty()).then_some(Ok(part))).boxed())
+            }
+            Shape::Groups(outboard) => {
+                let range = range.within(outboard.size());
+                Ok(self.read_groups(outboard, range))
+            }
+            Shape::Unproven => {
+                tracing::debug!(blob = %digest, service = %self, "read through for want of a proof");
+                self.far().read(digest, range).await
+            }
         }
     }
 
@@ -205,22 +221,21 @@ impl BlobService for CacheBlobService {
     }
 
     async fn read(&self, digest: &Digest, range: ByteRange) -> Result<BlobStream, BlobError> {
-        match self.shape(digest).await? {
-            Shape::Whole => {
-                let whole = self.whole(digest).await?;
-                let range = range.within(whole.len() as u64);
-                let part = whole.slice(range.start as usize..range.end as usize);
-                Ok(stream::iter((!part.is_empty()).then_some(Ok(part))).boxed())
-            }
-            Shape::Groups(outboard) => {
-                let range = range.within(outboard.size());
-                Ok(self.read_groups(outboard, range))
-            }
-            Shape::Unproven => {
-                tracing::debug!(blob = %digest, service = %self, "read through for want of a proof");
-                self.far().read(digest, range).await
-            }
+        let asked = *digest;
+        if let Some(shape) = self.near(move |near| near.shape(&asked)).await? {
+            return self.read_kept(shape, digest, range).await;
         }
+        let opened = self.fetches.open(digest, range).await?.ok_or(BlobError::NotFound(asked))?;
+        let range = range.within(opened.size);
+        let first = opened.first(&range);
+        let start = range.start + first.len() as u64;
+        let rest = ByteRange { offset: start, length: range.end - start };
+        let first = stream::iter((!first.is_empty()).then_some(Ok(first)));
+        if rest.length == 0 {
+            return Ok(first.boxed());
+        }
+        let rest = self.read_kept(opened.shape.clone(), digest, rest).await?;
+        Ok(first.chain(rest).boxed())
     }
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {

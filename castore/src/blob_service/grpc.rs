@@ -144,6 +144,9 @@ impl GrpcBlobService {
     /// Asks the peer for a blob's size, chunks and proof. Where it has no proof, the blob is read
     /// once to make one.
     async fn describe(&self, digest: &Digest) -> Result<Option<Proof>, BlobError> {
+        if *digest == Digest::EMPTY {
+            return Ok(Some(Proof::empty()));
+        }
         let Some(Description { chunks, sized }) = self.ask(digest).await? else {
             return Ok(None);
         };
@@ -212,13 +215,11 @@ impl GrpcBlobService {
 #[async_trait]
 impl BlobService for GrpcBlobService {
     async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
-        if *digest == Digest::EMPTY {
-            return Ok(Some(Proof::empty().stat()));
+        match self.proof(digest).await {
+            Ok(proof) => Ok(Some(proof.stat())),
+            Err(BlobError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
         }
-        let Some(proof) = self.describe(digest).await? else { return Ok(None) };
-        let stat = proof.stat();
-        self.proofs.insert(*digest, Arc::new(proof));
-        Ok(Some(stat))
     }
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {

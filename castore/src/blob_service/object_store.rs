@@ -107,11 +107,13 @@ impl ObjectStoreBlobService {
         if *digest == Digest::EMPTY {
             return Ok(Some(Proof::empty()));
         }
-        let list = self.chunk_list(digest).await?;
+        // At once, since it is not known whether it is a chunk, of its own or of another blob, or a blob
+        // of several: a request too many costs less than waiting for one after the other.
+        let (list, whole) = tokio::join!(self.chunk_list(digest), self.chunk(digest));
+        let list = list?;
         let several = list.as_ref().filter(|chunks| chunks.len() > 1);
         let Some(chunks) = several else {
-            // A blob of a single chunk, or a chunk of another blob.
-            let Some(whole) = self.chunk(digest).await? else {
+            let Some(whole) = whole? else {
                 return match list {
                     None => Ok(None),
                     Some(_) => Err(self.corrupt(digest, "its only chunk is missing")),

@@ -25,6 +25,7 @@ mod profiles;
 mod programs;
 mod real_tree;
 mod refusals;
+mod round_trips;
 mod semantics;
 mod serving;
 mod sharing;

@@ -10,6 +10,7 @@ use tokio::{
     task::JoinError,
 };
 
+use self::opened::Opened;
 use super::{NearBlobs, WHOLE_MAX};
 use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
@@ -21,6 +22,8 @@ use crate::{
     local::Kind,
     outboard::{GROUP_LEN, Outboard, verify::verified},
 };
+
+mod opened;
 
 /// The requests that are under way at a time; others wait for their turn.
 const REQUESTS: usize = 64;
@@ -36,6 +39,7 @@ pub(super) struct Fetches {
     near: NearBlobs,
     far: Arc<dyn BlobService>,
     stats: Flights<Digest, Option<Arc<BlobStat>>, BlobError>,
+    opened: Flights<Digest, Option<Arc<Opened>>, BlobError>,
     contents: Flights<Wanted, Option<Bytes>, BlobError>,
     requests: Arc<Semaphore>,
 }
@@ -43,8 +47,9 @@ pub(super) struct Fetches {
 impl Fetches {
     pub(super) fn new(near: NearBlobs, far: Arc<dyn BlobService>) -> Self {
         let requests = Arc::new(Semaphore::new(REQUESTS));
-        let (stats, contents) = (Flights::default(), Flights::default());
-        Self { near, far, stats, contents, requests }
+        let (stats, opened, contents) =
+            (Flights::default(), Flights::default(), Flights::default());
+        Self { near, far, stats, opened, contents, requests }
     }
 
     pub(super) fn far(&self) -> &dyn BlobService {

@@ -100,14 +100,22 @@ impl NearBlobs {
         self.0.parts.get(&key).or_else(|| self.0.store.get(Kind::Chunk, digest.as_bytes()))
     }
 
-    /// What proves a blob of several groups.
+    /// What proves a blob that is kept by its groups.
     fn outboard(&self, digest: &Digest) -> Option<Arc<Outboard>> {
         if let Some(outboard) = self.0.outboards.get(digest) {
             return Some(outboard);
         }
-        let outboard = Arc::new(self.known(digest)?.outboard?);
-        self.0.outboards.insert(*digest, outboard.clone());
+        let stat = self.known(digest)?;
+        let Shape::Groups(outboard) = self.shape_of(&stat) else { return None };
         Some(outboard)
+    }
+
+    fn shape_of(&self, stat: &BlobStat) -> Shape {
+        let shape = Shape::of(stat);
+        if let Shape::Groups(outboard) = &shape {
+            self.0.outboards.insert(stat.digest, outboard.clone());
+        }
+        shape
     }
 
     /// What is kept of a blob of which not all is in one record.
@@ -142,13 +150,7 @@ impl NearBlobs {
         if self.whole_len(digest).is_some() {
             return Some(Shape::Whole);
         }
-        let stat = self.known(digest)?;
-        let outboard = stat.outboard.clone().map(Arc::new);
-        let shape = Shape::of(&stat, outboard);
-        if let Shape::Groups(outboard) = &shape {
-            self.0.outboards.insert(*digest, outboard.clone());
-        }
-        Some(shape)
+        Some(self.shape_of(&self.known(digest)?))
     }
 
     /// Whether all of a range of a blob is near, as far as is known.

@@ -12,8 +12,7 @@ use tonic::service::Routes;
 use super::*;
 use crate::{
     blob_service::{
-        BlobServiceExt as _, SMALL_BLOB_MAX, grpc::GrpcBlobService, grpc_server::BlobServer,
-        memory::MemoryBlobService,
+        SMALL_BLOB_MAX, grpc::GrpcBlobService, grpc_server::BlobServer, memory::MemoryBlobService,
     },
     cache::test_far::{Control, FarBlobs},
     conformance::{self, content},
@@ -301,8 +300,12 @@ async fn chunk_lists_are_not_needed_and_proofs_are() {
     assert!(service.read_to_bytes(&unlisted, ByteRange::ALL).await.unwrap() == bytes);
     assert_eq!(far.control.asked(), 0);
     for _ in 0..2 {
-        assert!(service.read_to_bytes(&unproven, ByteRange::ALL).await.unwrap() == unproven_bytes);
+        assert!(
+            service.read_to_bytes(&unproven, range(7, 9)).await.unwrap() == unproven_bytes[7..16]
+        );
         assert_eq!(far.control.asked(), 2, "it is read through");
+        assert!(service.read_to_bytes(&unproven, ByteRange::ALL).await.unwrap() == unproven_bytes);
+        assert_eq!(far.control.asked(), 3, "what is behind the first is one more");
     }
 }
 
@@ -344,7 +347,7 @@ proptest! {
                         let failing = is_gone.load(SeqCst) || lies.load(SeqCst);
                         match service.read_to_bytes(digest, asked).await {
                             Ok(read) => prop_assert!(read == expected),
-                            Err(error) => prop_assert!(failing, "{error}"),
+                            Err(error) => prop_assert!(failing, "{error:?}"),
                         }
                         if let Some(part) = service.read_local(digest, asked) {
                             let part = part.unwrap();
@@ -357,4 +360,15 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Which is two chunks, and one group.
+#[tokio::test]
+async fn a_blob_that_is_known_and_not_kept_is_fetched_whole() {
+    let (service, far) = cache(Near::memory(MEMORY));
+    let (digest, bytes) = put(&far, "blob 0", 247_417).await;
+    assert_eq!(service.stat(&digest).await.unwrap().unwrap().chunks.len(), 2);
+    assert!(service.read_local(&digest, ByteRange::ALL).is_none());
+    assert!(service.read_to_bytes(&digest, range(230, 300_000)).await.unwrap() == bytes[230..]);
+    assert!(service.read_local(&digest, ByteRange::ALL).unwrap().unwrap() == bytes);
 }
