@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
-use crate::{BoxError, Digest, chunking::CHUNK_MIN, outboard::Outboard};
+use crate::{BoxError, Digest, Packed, chunking::CHUNK_MIN, outboard::Outboard};
 
 pub mod local;
 
@@ -67,6 +67,11 @@ pub trait BlobService: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// At most [`READ_MANY_BLOBS`], each at most [`SMALL_BLOB_MAX`] bytes: a larger one is
     /// [`BlobError::TooLarge`].
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError>;
+
+    /// Like [`read_many`](Self::read_many), for whoever sends them far: in zstd frames where that
+    /// spares something. What a service has in frames comes as it is, checked as its storage is and not
+    /// against the digests: that is left to whoever unpacks it.
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError>;
 
     /// Stores the bytes of a stream as one blob. An error of the stream stores nothing, and is
     /// [`BlobError::Source`].
@@ -303,6 +308,17 @@ pub trait BlobServiceExt: BlobService {
             all.extend_from_slice(&piece);
         }
         Ok(all.freeze())
+    }
+
+    /// What [`BlobService::read_many_packed`] is where nothing is kept in frames.
+    async fn read_many_and_pack(
+        &self,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        let blobs = self.read_many(digests).await?;
+        Packed::pack_many(blobs)
+            .await
+            .map_err(|error| BlobError::Other { service: self.to_string(), source: error.into() })
     }
 
     /// Stores bytes that are in memory, of any length.

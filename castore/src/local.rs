@@ -14,6 +14,8 @@ use cairn_telemetry::inventory::Source;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::Packed;
+
 use self::{
     commit::{Batch, Committer, Queue},
     eviction::Eviction,
@@ -156,6 +158,15 @@ impl LocalStore {
         let key = parse_key(kind, key)?;
         match self.places.get(&key)? {
             Some(place) => self.read(&key, place),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, as it is stored: checked by the record's checksums alone.
+    pub(crate) fn get_packed(&self, kind: Kind, key: &[u8]) -> Result<Option<Packed>, LocalError> {
+        let key = parse_key(kind, key)?;
+        match self.places.get(&key)? {
+            Some(place) => self.read_by(&key, place, Packs::read_packed),
             None => Ok(None),
         }
     }
@@ -312,9 +323,18 @@ impl LocalStore {
 
     /// The value at a place, or where the record has been moved since it was found there. `None` if
     /// it has been deleted since.
-    fn read(&self, key: &Key, mut place: Place) -> Result<Option<Bytes>, LocalError> {
+    fn read(&self, key: &Key, place: Place) -> Result<Option<Bytes>, LocalError> {
+        self.read_by(key, place, Packs::read)
+    }
+
+    fn read_by<T>(
+        &self,
+        key: &Key,
+        mut place: Place,
+        read: impl Fn(&Packs, &Key, &Place) -> Result<T, ReadError>,
+    ) -> Result<Option<T>, LocalError> {
         loop {
-            let error = match self.packs.read(key, &place) {
+            let error = match read(&self.packs, key, &place) {
                 Ok(value) => {
                     if let Some(eviction) = &self.eviction {
                         eviction.marks.note(key, &place);

@@ -193,7 +193,7 @@ impl OpenFile {
 
 #[cfg(test)]
 mod tests {
-    use cairn_castore::blob_service::memory::MemoryBlobService;
+    use cairn_castore::blob_service::{BlobServiceExt as _, memory::MemoryBlobService};
 
     use super::*;
 
@@ -261,6 +261,13 @@ mod tests {
             digests: &[Digest],
         ) -> Result<Vec<Option<bytes::Bytes>>, cairn_castore::BlobError> {
             self.inner.read_many(digests).await
+        }
+
+        async fn read_many_packed(
+            &self,
+            digests: &[Digest],
+        ) -> Result<Vec<Option<cairn_castore::Packed>>, cairn_castore::BlobError> {
+            self.read_many_and_pack(digests).await
         }
 
         async fn put(

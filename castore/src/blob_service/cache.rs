@@ -11,8 +11,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use self::{fetches::Fetches, near::NearBlobs};
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
-    blob_service::{BlobSource, BlobStream},
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     cache::Near,
     chunking::CHUNK_MAX,
     outboard::{GROUP_LEN, Outboard},
@@ -244,6 +244,10 @@ impl BlobService for CacheBlobService {
         let found = self.near(move |near| near.small(&asked)).await??;
         self.near.store().hit(found.iter().flatten().count());
         self.fetches.many(digests, found).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     /// Stored when the far service has it. It is kept when it is read.

@@ -26,8 +26,8 @@ use super::{
     status::from_status,
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
-    blob_service::{BlobSource, BlobStream},
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     chunking::CHUNK_MIN,
     grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, PeerChannel, RETRIES, back_off},
     outboard::{Outboard, OutboardHasher, verify::covering},
@@ -299,6 +299,10 @@ impl BlobService for GrpcBlobService {
         }
         let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
         stream::iter(asked).buffered(FAN_OUT).try_collect().await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

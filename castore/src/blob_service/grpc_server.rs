@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX, check_small,
-    pieces::{many, packed_in_order, plain, unpacked},
+    pieces::{packed, packed_in_order, plain, unpacked},
     status::to_status,
 };
 use crate::{
@@ -258,8 +258,13 @@ impl CairnBlobService for BlobServer {
         let answers = stream::iter(batches).map(move |batch| {
             let service = service.clone();
             async move {
-                let blobs = service.read_many(&batch).await.map_err(|error| to_status(&error))?;
-                let blobs = many(blobs, request.takes_zstd).await?;
+                let blobs = match request.takes_zstd {
+                    true => {
+                        service.read_many_packed(&batch).await.map(|blobs| pieces_of(blobs, packed))
+                    }
+                    false => service.read_many(&batch).await.map(|blobs| pieces_of(blobs, plain)),
+                };
+                let blobs = blobs.map_err(|error| to_status(&error))?;
                 Ok::<_, Status>(stream::iter(read_many_responses(blobs)).map(Ok))
             }
         });
@@ -312,6 +317,11 @@ impl CairnBlobService for BlobServer {
 #[allow(clippy::result_large_err)]
 fn piece(piece: cairn::Piece) -> Result<Bytes, Status> {
     unpacked(piece).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// Those of many blobs that are there.
+fn pieces_of<T>(blobs: Vec<Option<T>>, piece: fn(T) -> cairn::Piece) -> Vec<Option<cairn::Piece>> {
+    blobs.into_iter().map(|blob| blob.map(piece)).collect()
 }
 
 /// Blobs in messages of at most [`PIECE_LEN`] bytes of theirs.

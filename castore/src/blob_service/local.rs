@@ -14,9 +14,10 @@ use self::{
     put::put,
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
     blob_service::{
-        BlobSource, BlobStream, HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, SMALL_BLOB_MAX,
+        BlobSource, BlobStream, HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, check_count,
+        check_small,
     },
     local::{Kind, LocalError, LocalStore, Record, Submitted},
 };
@@ -310,23 +311,31 @@ impl Blobs {
         }
     }
 
-    fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
+    /// Small blobs, each by `read` if it is there.
+    fn read_many<T>(
+        &self,
+        digests: &[Digest],
+        read: impl Fn(&Digest) -> Result<Option<T>, BlobError>,
+    ) -> Result<Vec<Option<T>>, BlobError> {
         let read = |digest: &Digest| {
             let size = match self.parts(digest)? {
                 None => return Ok(None),
                 Some(Parts::One(size)) => size,
                 Some(Parts::Many(list)) => list.size,
             };
-            if size > SMALL_BLOB_MAX as u64 {
-                return Err(BlobError::TooLarge {
-                    digest: *digest,
-                    size,
-                    max: SMALL_BLOB_MAX as u64,
-                });
-            }
-            self.chunk(digest)
+            check_small(digest, size)?;
+            read(digest)
         };
         digests.iter().map(read).collect()
+    }
+
+    /// A chunk as it is stored.
+    fn packed_chunk(&self, digest: &Digest) -> Result<Option<Packed>, BlobError> {
+        if *digest == Digest::EMPTY {
+            return Ok(Some(Packed::Plain(Bytes::new())));
+        }
+        let packed = self.store.get_packed(Kind::Chunk, digest.as_bytes());
+        packed.map_err(|error| self.error(error))
     }
 
     fn put_many(&self, blobs: Vec<Blob>) -> Result<Submitted, BlobError> {
@@ -349,10 +358,7 @@ impl BlobService for LocalBlobService {
     }
 
     async fn has_many(&self, digests: &[Digest]) -> Result<Vec<bool>, BlobError> {
-        let too_many = digests.len() > HAS_MANY_DIGESTS;
-        if too_many {
-            return Err(BlobError::Invalid(format!("more than {HAS_MANY_DIGESTS} digests")));
-        }
+        check_count(digests.len(), HAS_MANY_DIGESTS)?;
         let digests = digests.to_vec();
         self.blocking(move |blobs| digests.iter().map(|digest| blobs.has(digest)).collect()).await
     }
@@ -397,11 +403,18 @@ impl BlobService for LocalBlobService {
     }
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
-        if digests.len() > READ_MANY_BLOBS {
-            return Err(BlobError::Invalid(format!("more than {READ_MANY_BLOBS} blobs")));
-        }
+        check_count(digests.len(), READ_MANY_BLOBS)?;
         let digests = digests.to_vec();
-        self.blocking(move |blobs| blobs.read_many(&digests)).await
+        let read = move |blobs: &Blobs| blobs.read_many(&digests, |digest| blobs.chunk(digest));
+        self.blocking(read).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        check_count(digests.len(), READ_MANY_BLOBS)?;
+        let digests = digests.to_vec();
+        let read =
+            move |blobs: &Blobs| blobs.read_many(&digests, |digest| blobs.packed_chunk(digest));
+        self.blocking(read).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {
@@ -412,12 +425,8 @@ impl BlobService for LocalBlobService {
         if blobs.iter().map(|blob| blob.bytes().len()).sum::<usize>() > PUT_MANY_BYTES {
             return Err(BlobError::Invalid(format!("more than {PUT_MANY_BYTES} bytes of blobs")));
         }
-        if let Some(blob) = blobs.iter().find(|blob| blob.bytes().len() > SMALL_BLOB_MAX) {
-            return Err(BlobError::TooLarge {
-                digest: *blob.digest(),
-                size: blob.bytes().len() as u64,
-                max: SMALL_BLOB_MAX as u64,
-            });
+        for blob in &blobs {
+            check_small(blob.digest(), blob.bytes().len() as u64)?;
         }
         let submitted = self.blocking(move |service| service.put_many(blobs)).await?;
         submitted.done().await.map_err(|error| self.blobs.error(error))?;
@@ -551,5 +560,27 @@ mod tests {
         service.put_bytes(large.clone()).await.unwrap();
         assert!(service.has(&digest).await.unwrap());
         assert_eq!(service.read_to_bytes(&digest, ByteRange::ALL).await.unwrap(), large);
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_damaged_is_not_handed_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = Bytes::from(b"again and ".repeat(1000));
+        let digest = open(folder.path()).put_bytes(bytes.clone()).await.unwrap();
+        let service = open(folder.path());
+        let packed = service.read_many_packed(&[digest]).await.unwrap();
+        assert!(matches!(&packed[..], [Some(Packed::Frame { size: 10_000, .. })]), "{packed:?}");
+        drop(service);
+        let pack = folder.path().join("packs/00000001.pack");
+        let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+        // In the payload of the one record.
+        file.write_all_at(b"damage", 24 + 24 + 32 + 10).unwrap();
+        let service = open(folder.path());
+        let error = service.read_many_packed(&[digest]).await.unwrap_err();
+        assert!(matches!(&error, BlobError::Corrupt { .. }), "{error}");
+        assert!(error.to_string().contains("in pack 00000001 at byte"), "{error}");
+        assert!(!service.has(&digest).await.unwrap());
+        service.put_bytes(bytes).await.unwrap();
+        assert!(service.read_many_packed(&[digest]).await.unwrap()[0].is_some());
     }
 }

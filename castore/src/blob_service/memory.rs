@@ -10,8 +10,8 @@ use parking_lot::RwLock;
 
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count, check_small};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
-    blob_service::{BlobSource, BlobStream},
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     chunking::Chunker,
     outboard::{Outboard, OutboardHasher},
 };
@@ -125,6 +125,10 @@ impl BlobService for MemoryBlobService {
             Ok(Some(stored.part(ByteRange::ALL)))
         };
         digests.iter().map(read).collect()
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -16,7 +16,7 @@ use super::{
     proof::{Proof, ProofCache, Prover},
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
     blob_service::{BlobSource, BlobStream},
     chunking::{CHUNK_MAX, Chunker},
     object_base::{
@@ -74,6 +74,11 @@ impl ObjectStoreBlobService {
 
     /// The verified bytes of a chunk. `None` if it is not there.
     async fn chunk(&self, digest: &Digest) -> Result<Option<Bytes>, BlobError> {
+        Ok(self.chunk_in_frame(digest).await?.map(|(_, bytes)| bytes))
+    }
+
+    /// A chunk's object, and the verified bytes in it.
+    async fn chunk_in_frame(&self, digest: &Digest) -> Result<Option<(Bytes, Bytes)>, BlobError> {
         let max = compressed_max(CHUNK_MAX);
         let found = self.base.get(ObjectKind::Chunk, digest, max).await;
         let Some(compressed) = found.map_err(|error| self.error(error))? else { return Ok(None) };
@@ -81,7 +86,7 @@ impl ObjectStoreBlobService {
             self.corrupt(digest, &format!("its object is no compressed chunk: {error}"))
         })?;
         match Blob::verified(*digest, bytes) {
-            Some(blob) => Ok(Some(blob.into_bytes())),
+            Some(blob) => Ok(Some((compressed, blob.into_bytes()))),
             None => Err(self.corrupt(digest, "its object holds other bytes")),
         }
     }
@@ -220,14 +225,18 @@ impl ObjectStoreBlobService {
         }
     }
 
-    async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
+    /// A small blob's bytes, and the object that they came in.
+    async fn read_small(
+        &self,
+        digest: Digest,
+    ) -> Result<Option<(Option<Bytes>, Bytes)>, BlobError> {
         if digest == Digest::EMPTY {
-            return Ok(Some(Bytes::new()));
+            return Ok(Some((None, Bytes::new())));
         }
         // A small blob is a chunk: its list says nothing more.
-        if let Some(bytes) = self.chunk(&digest).await? {
+        if let Some((frame, bytes)) = self.chunk_in_frame(&digest).await? {
             check_small(&digest, bytes.len() as u64)?;
-            return Ok(Some(bytes));
+            return Ok(Some((Some(frame), bytes)));
         }
         match self.chunk_list(&digest).await? {
             None => Ok(None),
@@ -237,10 +246,19 @@ impl ObjectStoreBlobService {
                 let proof = self.proof(&digest).await?;
                 let pieces: Vec<Bytes> =
                     self.verified(&proof, 0..proof.size()).try_collect().await?;
-                Ok(Some(pieces.concat().into()))
+                Ok(Some((None, pieces.concat().into())))
             }
             Some(_) => Err(self.corrupt(&digest, "its only chunk is missing")),
         }
+    }
+
+    async fn read_small_ones(
+        &self,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<(Option<Bytes>, Bytes)>>, BlobError> {
+        check_count(digests.len(), READ_MANY_BLOBS)?;
+        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
+        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
     }
 
     /// The verified bytes of a range that lies within the blob.
@@ -292,9 +310,18 @@ impl BlobService for ObjectStoreBlobService {
     }
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
-        check_count(digests.len(), READ_MANY_BLOBS)?;
-        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
-        stream::iter(asked).buffered(REQUESTS_AT_ONCE).try_collect().await
+        let blobs = self.read_small_ones(digests).await?;
+        Ok(blobs.into_iter().map(|blob| blob.map(|(_, bytes)| bytes)).collect())
+    }
+
+    /// What is in the bucket is verified all the same, so that it is known where the damage is.
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        let packed = |(frame, bytes): (Option<Bytes>, Bytes)| match frame {
+            Some(frame) if frame.len() < bytes.len() => Packed::Frame { frame, size: bytes.len() },
+            _ => Packed::Plain(bytes),
+        };
+        let blobs = self.read_small_ones(digests).await?;
+        Ok(blobs.into_iter().map(|blob| blob.map(packed)).collect())
     }
 
     async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -7,9 +7,8 @@ use bytes::Bytes;
 use cairn_proto::cairn::v1::Piece;
 use futures::{Stream, StreamExt as _};
 use tokio::task::spawn_blocking;
-use tonic::Status;
 
-use crate::{frames, grpc::PIECE_LEN};
+use crate::{Packed, grpc::PIECE_LEN};
 
 /// How many pieces of a stream are compressed ahead of the one that is being sent.
 const PACKED_AHEAD: usize = 2;
@@ -24,24 +23,26 @@ pub(super) fn plain(data: Bytes) -> Piece {
     Piece { data, unpacked_size: 0 }
 }
 
-/// At most [`PIECE_LEN`] bytes in a frame, if that is shorter. Takes a processor for a while.
-pub(super) fn packed(data: Bytes) -> Piece {
-    debug_assert!(data.len() <= PIECE_LEN, "a piece is no longer");
-    match frames::compress(&data) {
-        Some(frame) => Piece { data: frame, unpacked_size: data.len() as u32 },
-        None => plain(data),
+/// At most [`PIECE_LEN`] bytes, as they are packed.
+pub(super) fn packed(packed: Packed) -> Piece {
+    match packed {
+        Packed::Plain(bytes) => plain(bytes),
+        Packed::Frame { frame, size } => {
+            debug_assert!(size <= PIECE_LEN, "a piece is no longer");
+            Piece { data: frame, unpacked_size: size as u32 }
+        }
     }
 }
 
 /// The bytes of a piece.
 pub(super) fn unpacked(piece: Piece) -> Result<Bytes, InvalidPiece> {
     let Piece { data, unpacked_size } = piece;
-    let bytes = match unpacked_size as usize {
-        0 => Some(data),
-        1..=PIECE_LEN => frames::decompress(&data, unpacked_size as usize),
-        _ => None,
+    let packed = match unpacked_size as usize {
+        0 => Packed::Plain(data),
+        size @ 1..=PIECE_LEN => Packed::Frame { frame: data, size },
+        _ => return Err(InvalidPiece),
     };
-    bytes.ok_or(InvalidPiece)
+    packed.unpack().ok_or(InvalidPiece)
 }
 
 /// Packs what comes, in its order, on threads that may take a while.
@@ -50,22 +51,10 @@ pub(super) fn packed_in_order<E: From<io::Error> + Send + 'static>(
 ) -> impl Stream<Item = Result<Piece, E>> + Send + 'static {
     let pack = |bytes: Result<Bytes, E>| async {
         let bytes = bytes?;
-        let packing = spawn_blocking(|| packed(bytes));
+        let packing = spawn_blocking(|| packed(Packed::pack(bytes)));
         packing.await.map_err(|error| io::Error::from(error).into())
     };
     bytes.map(pack).buffered(PACKED_AHEAD)
-}
-
-/// Small blobs as pieces, packed or as they are.
-pub(super) async fn many(
-    blobs: Vec<Option<Bytes>>,
-    packs: bool,
-) -> Result<Vec<Option<Piece>>, Status> {
-    if !packs {
-        return Ok(blobs.into_iter().map(|blob| blob.map(plain)).collect());
-    }
-    let packing = spawn_blocking(|| blobs.into_iter().map(|blob| blob.map(packed)).collect());
-    packing.await.map_err(|error| io::Error::from(error).into())
 }
 
 #[cfg(test)]
@@ -78,7 +67,7 @@ mod tests {
         let repetitive = Bytes::from(b"again ".repeat(1000));
         let random = content("pieces", 6000);
         for (bytes, is_frame) in [(repetitive, true), (random, false), (Bytes::new(), false)] {
-            let piece = packed(bytes.clone());
+            let piece = packed(Packed::pack(bytes.clone()));
             assert_eq!(piece.unpacked_size > 0, is_frame);
             assert_eq!(unpacked(piece).unwrap(), bytes);
             assert_eq!(unpacked(plain(bytes.clone())).unwrap(), bytes);
@@ -87,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_piece_that_is_none_is_refused() {
-        let piece = packed(vec![0; 1000].into());
+        let piece = packed(Packed::pack(vec![0; 1000].into()));
         for unpacked_size in [1, 999, 1001, PIECE_LEN as u32 + 1, u32::MAX] {
             assert_eq!(unpacked(Piece { unpacked_size, ..piece.clone() }), Err(InvalidPiece));
         }

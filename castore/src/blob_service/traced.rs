@@ -9,7 +9,7 @@ use cairn_telemetry::trace;
 use tracing::{Instrument as _, Span};
 
 use super::{Blob, BlobError, BlobService, BlobSource, BlobStat, BlobStream, ByteRange};
-use crate::Digest;
+use crate::{Digest, Packed};
 
 /// See the module.
 #[derive(Debug)]
@@ -53,6 +53,11 @@ impl BlobService for TracedBlobService {
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         self.inner.read_many(digests).instrument(self.span("blobs read_many")).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        let span = self.span("blobs read_many_packed");
+        self.inner.read_many_packed(digests).instrument(span).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -9,8 +9,8 @@ use futures::StreamExt as _;
 
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
-    blob_service::{BlobSource, BlobStream},
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     upstreams::{Found, Upstream, Upstreams},
 };
 
@@ -130,6 +130,10 @@ impl BlobService for UpstreamsBlobService {
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         check_count(digests.len(), READ_MANY_BLOBS)?;
         self.0.many(digests, Self::read_of).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 pub use self::folder::WholeFilesError;
 use self::folder::{Folder, Identity, Unfinished};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
     blob_service::{BlobSource, BlobStream},
 };
 
@@ -188,6 +188,10 @@ impl BlobService for WholeFileBlobService {
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         self.inner.read_many(digests).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.inner.read_many_packed(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

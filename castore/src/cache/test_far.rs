@@ -19,8 +19,8 @@ use tokio::sync::watch;
 
 use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
-    DirectoryService,
-    blob_service::{BlobSource, BlobStream, memory::MemoryBlobService},
+    DirectoryService, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
     directory_service::{DirectoryStream, memory::MemoryDirectoryService},
 };
 
@@ -158,6 +158,10 @@ impl BlobService for FarBlobs {
         self.damage(digests)?;
         let blobs = self.blobs.read_many(digests).await?;
         Ok(blobs.into_iter().map(|blob| blob.map(|bytes| self.control.send(bytes))).collect())
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

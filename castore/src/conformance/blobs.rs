@@ -12,7 +12,7 @@ use futures::{
 
 use super::content;
 use crate::{
-    Blob, BlobError, BlobService, ByteRange, Digest,
+    Blob, BlobError, BlobService, ByteRange, Digest, Packed,
     blob_service::{
         BlobServiceExt as _, BlobSource, HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX,
     },
@@ -214,10 +214,13 @@ async fn read_many(service: &dyn BlobService) {
     service.put_many(blobs.clone()).await.unwrap();
     let largest = Blob::new(content("read many", SMALL_BLOB_MAX));
     service.put_many(vec![largest.clone()]).await.unwrap();
+    let compressible = Blob::new(b"again ".repeat(10_000).into());
+    service.put_many(vec![compressible.clone()]).await.unwrap();
     let missing = Digest::of(b"not among the many");
 
-    let mut digests = vec![missing, *largest.digest(), missing];
-    let mut expected = vec![None, Some(largest.bytes().clone()), None];
+    let mut digests = vec![missing, *largest.digest(), *compressible.digest(), missing];
+    let [some, other] = [&largest, &compressible].map(|blob| Some(blob.bytes().clone()));
+    let mut expected = vec![None, some, other, None];
     // Backwards, each twice, with holes.
     for blob in blobs.iter().rev() {
         digests.extend([*blob.digest(), missing, *blob.digest(), Digest::EMPTY]);
@@ -225,6 +228,12 @@ async fn read_many(service: &dyn BlobService) {
         expected.extend([bytes.clone(), None, bytes, Some(Bytes::new())]);
     }
     assert!(service.read_many(&digests).await.unwrap() == expected, "read_many gave other blobs");
+    let packed = service.read_many_packed(&digests).await.unwrap();
+    let is_frame = |packed: &Option<Packed>| matches!(packed, Some(Packed::Frame { .. }));
+    assert!(is_frame(&packed[2]), "what can be compressed is not packed");
+    assert_eq!(packed.iter().filter(|packed| is_frame(packed)).count(), 1);
+    let unpacked = packed.into_iter().map(|blob| blob.map(|packed| packed.unpack().unwrap()));
+    assert!(unpacked.eq(expected), "read_many_packed gave other blobs");
 
     // More bytes than one message of any transport holds.
     let many: Vec<_> =
@@ -240,9 +249,12 @@ async fn read_many(service: &dyn BlobService) {
             Err(BlobError::TooLarge { digest, .. }) => assert_eq!(digest, large),
             other => panic!("{size} bytes through read_many gave {:?}", other.map(drop)),
         }
+        let packed = service.read_many_packed(&[large]).await;
+        assert!(matches!(packed, Err(BlobError::TooLarge { .. })), "{size} bytes were packed");
     }
     let too_many = vec![Digest::EMPTY; READ_MANY_BLOBS + 1];
     assert!(matches!(service.read_many(&too_many).await, Err(BlobError::Invalid(_))));
+    assert!(matches!(service.read_many_packed(&too_many).await, Err(BlobError::Invalid(_))));
 }
 
 async fn has_many(service: &dyn BlobService) {

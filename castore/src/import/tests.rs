@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    BlobError, BlobStat, ByteRange, Digest, Directory, DirectoryError,
+    BlobError, BlobStat, ByteRange, Digest, Directory, DirectoryError, Packed,
     blob_service::{
         Blob, BlobServiceExt as _, BlobSource, BlobStream, SMALL_BLOB_MAX,
         memory::MemoryBlobService,
@@ -469,6 +469,10 @@ impl BlobService for Bad {
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<bytes::Bytes>>, BlobError> {
         self.inner.read_many(digests).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, _: BlobSource) -> Result<BlobStat, BlobError> {

@@ -19,6 +19,7 @@ use super::{
     error::LocalError,
     record::{HEADER_LEN, Header, Key},
 };
+use crate::Packed;
 
 /// The bytes before the first record.
 pub(super) const PACK_HEADER_LEN: u64 = 24;
@@ -131,6 +132,12 @@ impl Packs {
             return Err(damaged("its bytes have another digest"));
         }
         Ok(value)
+    }
+
+    /// The value at a place as it is stored, checked by its checksum.
+    pub(super) fn read_packed(&self, key: &Key, place: &Place) -> Result<Packed, ReadError> {
+        let (header, record) = self.read_record(key, place)?;
+        header.packed(&record).map_err(|flaw| ReadError::Damaged(flaw.to_owned()))
     }
 
     /// The record at a place, known to be the key's by its header. Its payload is not checked.

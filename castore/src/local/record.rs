@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::pack::Place;
-use crate::frames::{compress, decompress};
+use crate::Packed;
 
 /// The most bytes in a key.
 pub const KEY_MAX: usize = 32;
@@ -215,11 +215,15 @@ impl Header {
 
     /// The value in a record, checked by the payload's checksum.
     pub(super) fn value(&self, record: &Bytes) -> Result<Bytes, Flaw> {
+        self.packed(record)?.unpack().ok_or("the record's payload can't be decompressed")
+    }
+
+    /// The same, as it is stored.
+    pub(super) fn packed(&self, record: &Bytes) -> Result<Packed, Flaw> {
         let payload = self.payload(record)?;
         match self.codec {
-            Codec::Raw => Ok(payload),
-            Codec::Zstd => decompress(&payload, self.raw as usize)
-                .ok_or("the record's payload can't be decompressed"),
+            Codec::Raw => Ok(Packed::Plain(payload)),
+            Codec::Zstd => Ok(Packed::Frame { frame: payload, size: self.raw as usize }),
             Codec::Deletion => Err("the record is a deletion"),
         }
     }
@@ -263,9 +267,9 @@ impl Encoded {
         if raw > VALUE_MAX {
             return None;
         }
-        Some(match compress(&value) {
-            Some(compressed) => Self::of_payload(key, Codec::Zstd, compressed, raw),
-            None => Self::of_payload(key, Codec::Raw, value, raw),
+        Some(match Packed::pack(value) {
+            Packed::Frame { frame, .. } => Self::of_payload(key, Codec::Zstd, frame, raw),
+            Packed::Plain(value) => Self::of_payload(key, Codec::Raw, value, raw),
         })
     }
 

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Node,
-    blob_service::{BlobSource, BlobStream, memory::MemoryBlobService},
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Node, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
 };
 use cairn_fs::file_system::{FileSystemOptions, Services};
 use rustix::io::Errno;
@@ -56,6 +56,10 @@ impl BlobService for Odd {
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         self.blobs.read_many(digests).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

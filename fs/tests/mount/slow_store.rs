@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
-    DirectoryService, Name, Node,
-    blob_service::{BlobSource, BlobStream, memory::MemoryBlobService},
+    DirectoryService, Name, Node, Packed,
+    blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
     directory_service::{DirectoryStream, memory::MemoryDirectoryService},
     roots::{Roots, RootsError},
 };
@@ -144,6 +144,10 @@ impl BlobService for Remote {
         }
         futures::future::join_all(digests.iter().map(|digest| self.answer(digest))).await;
         self.blobs.read_many(digests).await
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

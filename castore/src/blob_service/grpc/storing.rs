@@ -10,10 +10,10 @@ use tonic::{Response, Status};
 
 use super::GrpcBlobService;
 use crate::{
-    Blob, BlobError, Digest,
+    Blob, BlobError, Digest, Packed,
     blob_service::{
         SMALL_BLOB_MAX,
-        pieces::{many, packed_in_order},
+        pieces::{packed, packed_in_order, plain},
     },
     grpc::{PIECE_LEN, SendError},
 };
@@ -50,12 +50,18 @@ impl GrpcBlobService {
     pub(super) async fn put_many_extended(&self, blobs: &[Blob]) -> Result<Option<()>, BlobError> {
         let what = "store many blobs";
         let sends_zstd = self.sends_zstd();
-        let pieces = blobs.iter().map(|blob| Some(blob.bytes().clone())).collect();
-        let pieces = many(pieces, sends_zstd).await;
-        let pieces = pieces.map_err(|status| self.error(status, None, what))?;
+        let bytes = blobs.iter().map(|blob| blob.bytes().clone());
+        let pieces: Vec<_> = match sends_zstd {
+            true => {
+                let packing = Packed::pack_many(bytes.map(Some).collect()).await;
+                let failed = |error| self.error(std::io::Error::from(error).into(), None, what);
+                packing.map_err(failed)?.into_iter().flatten().map(packed).collect()
+            }
+            false => bytes.map(plain).collect(),
+        };
         let mut messages = vec![cairn::PutManyRequest::default()];
         let mut message_bytes = 0;
-        for piece in pieces.into_iter().flatten() {
+        for piece in pieces {
             if message_bytes > PUT_MANY_MESSAGE {
                 messages.push(cairn::PutManyRequest::default());
                 message_bytes = 0;

@@ -4,9 +4,7 @@ use tonic::{Response, service::Routes};
 
 use super::*;
 use crate::{
-    blob_service::{
-        BlobServiceExt as _, SMALL_BLOB_MAX, grpc_server::BlobServer, memory::MemoryBlobService,
-    },
+    blob_service::{SMALL_BLOB_MAX, grpc_server::BlobServer, memory::MemoryBlobService},
     conformance::{self, content},
     grpc::test_server::{Listen, TestServer},
     outboard::GROUP_LEN,
@@ -172,6 +170,10 @@ impl BlobService for Liar {
         self.refuse().await?;
         let blobs = self.truth.read_many(digests).await?;
         Ok(blobs.into_iter().map(|blob| blob.map(|bytes| self.changed(bytes))).collect())
+    }
+
+    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -4,7 +4,7 @@ use futures::TryStreamExt as _;
 
 use super::*;
 use crate::{
-    blob_service::{BlobServiceExt as _, SMALL_BLOB_MAX, memory::MemoryBlobService},
+    blob_service::{SMALL_BLOB_MAX, memory::MemoryBlobService},
     cache::test_far::FarBlobs,
     conformance::content,
 };
