@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 
-use crate::{BoxError, Digest, Packed, chunking::CHUNK_MIN, outboard::Outboard};
+use crate::{BoxError, Digest, Packed, Packing, chunking::CHUNK_MIN, outboard::Outboard};
 
 pub mod local;
 
@@ -68,10 +68,14 @@ pub trait BlobService: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// [`BlobError::TooLarge`].
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError>;
 
-    /// Like [`read_many`](Self::read_many), for whoever sends them far: in zstd frames where that
-    /// spares something. What a service has in frames comes as it is, checked as its storage is and not
-    /// against the digests: that is left to whoever unpacks it.
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError>;
+    /// Like [`read_many`](Self::read_many), for whoever sends them on. What a service keeps in zstd
+    /// frames comes as it is, checked as its storage is and not against the digests: that is left to
+    /// whoever unpacks it.
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError>;
 
     /// Stores the bytes of a stream as one blob. An error of the stream stores nothing, and is
     /// [`BlobError::Source`].
@@ -314,8 +318,12 @@ pub trait BlobServiceExt: BlobService {
     async fn read_many_and_pack(
         &self,
         digests: &[Digest],
+        packing: Packing,
     ) -> Result<Vec<Option<Packed>>, BlobError> {
         let blobs = self.read_many(digests).await?;
+        if packing == Packing::Stored {
+            return Ok(blobs.into_iter().map(|blob| blob.map(Packed::Plain)).collect());
+        }
         Packed::pack_many(blobs)
             .await
             .map_err(|error| BlobError::Other { service: self.to_string(), source: error.into() })

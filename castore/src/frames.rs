@@ -33,6 +33,15 @@ pub enum Packed {
     },
 }
 
+/// What of many is to come in frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// What is kept in them. Nothing is compressed for it.
+    Stored,
+    /// All that is shorter in one.
+    All,
+}
+
 impl Packed {
     /// Puts bytes into a frame if that is worth its while. Takes a processor for a while.
     pub fn pack(bytes: Bytes) -> Self {
@@ -42,7 +51,7 @@ impl Packed {
         }
     }
 
-    /// The same for what there is of many, on a thread that may take a while.
+    /// The same for many, on a thread that may take a while.
     pub async fn pack_many(many: Vec<Option<Bytes>>) -> Result<Vec<Option<Self>>, JoinError> {
         spawn_blocking(|| many.into_iter().map(|bytes| bytes.map(Self::pack)).collect()).await
     }

@@ -42,7 +42,7 @@ pub use byte_size::ByteSize;
 pub use digest::Digest;
 pub use directory::Directory;
 pub use directory_service::{DirectoryError, DirectoryService};
-pub use frames::Packed;
+pub use frames::{Packed, Packing};
 pub use name::{Name, SymlinkTarget};
 pub use node::Node;
 

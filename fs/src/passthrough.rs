@@ -266,8 +266,9 @@ mod tests {
         async fn read_many_packed(
             &self,
             digests: &[Digest],
+            packing: cairn_castore::Packing,
         ) -> Result<Vec<Option<cairn_castore::Packed>>, cairn_castore::BlobError> {
-            self.read_many_and_pack(digests).await
+            self.read_many_and_pack(digests, packing).await
         }
 
         async fn put(

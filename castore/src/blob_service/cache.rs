@@ -11,7 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use self::{fetches::Fetches, near::NearBlobs};
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     cache::Near,
     chunking::CHUNK_MAX,
@@ -246,8 +246,12 @@ impl BlobService for CacheBlobService {
         self.fetches.many(digests, found).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     /// Stored when the far service has it. It is kept when it is read.

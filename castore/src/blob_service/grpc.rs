@@ -26,7 +26,7 @@ use super::{
     status::from_status,
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     chunking::CHUNK_MIN,
     grpc::{FAN_OUT, GrpcPeer, MESSAGE_MAX, PIECE_LEN, PeerChannel, RETRIES, back_off},
@@ -301,8 +301,12 @@ impl BlobService for GrpcBlobService {
         stream::iter(asked).buffered(FAN_OUT).try_collect().await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -32,7 +32,7 @@ use super::{
     status::to_status,
 };
 use crate::{
-    Blob, BlobError, BlobService, ByteRange, ChunkMeta, Digest,
+    Blob, BlobError, BlobService, ByteRange, ChunkMeta, Digest, Packing,
     blob_service::{BlobServiceExt as _, BlobStream, fresh::FreshBlobs},
     chunking::CHUNK_MAX,
     grpc::{BLOB_MESSAGE_MAX, MESSAGE_MAX, PIECE_LEN},
@@ -253,16 +253,22 @@ impl CairnBlobService for BlobServer {
     ) -> Result<Response<Self::ReadManyStream>, Status> {
         let request = request.into_inner();
         let digests = digests(&request.digests, READ_MANY_BLOBS)?;
+        let packing = match request {
+            cairn::ReadManyRequest { takes_zstd: true, .. } => Some(Packing::All),
+            cairn::ReadManyRequest { takes_stored_zstd: true, .. } => Some(Packing::Stored),
+            _ => None,
+        };
         let batches: Vec<_> = digests.chunks(READ_MANY_BATCH).map(<[Digest]>::to_vec).collect();
         let service = self.service.clone();
         let answers = stream::iter(batches).map(move |batch| {
             let service = service.clone();
             async move {
-                let blobs = match request.takes_zstd {
-                    true => {
-                        service.read_many_packed(&batch).await.map(|blobs| pieces_of(blobs, packed))
+                let blobs = match packing {
+                    Some(packing) => {
+                        let blobs = service.read_many_packed(&batch, packing).await;
+                        blobs.map(|blobs| pieces_of(blobs, packed))
                     }
-                    false => service.read_many(&batch).await.map(|blobs| pieces_of(blobs, plain)),
+                    None => service.read_many(&batch).await.map(|blobs| pieces_of(blobs, plain)),
                 };
                 let blobs = blobs.map_err(|error| to_status(&error))?;
                 Ok::<_, Status>(stream::iter(read_many_responses(blobs)).map(Ok))

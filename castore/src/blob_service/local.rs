@@ -14,7 +14,7 @@ use self::{
     put::put,
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::{
         BlobSource, BlobStream, HAS_MANY_DIGESTS, PUT_MANY_BYTES, READ_MANY_BLOBS, check_count,
         check_small,
@@ -409,7 +409,11 @@ impl BlobService for LocalBlobService {
         self.blocking(read).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        _: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
         check_count(digests.len(), READ_MANY_BLOBS)?;
         let digests = digests.to_vec();
         let read =
@@ -568,7 +572,7 @@ mod tests {
         let bytes = Bytes::from(b"again and ".repeat(1000));
         let digest = open(folder.path()).put_bytes(bytes.clone()).await.unwrap();
         let service = open(folder.path());
-        let packed = service.read_many_packed(&[digest]).await.unwrap();
+        let packed = service.read_many_packed(&[digest], Packing::Stored).await.unwrap();
         assert!(matches!(&packed[..], [Some(Packed::Frame { size: 10_000, .. })]), "{packed:?}");
         drop(service);
         let pack = folder.path().join("packs/00000001.pack");
@@ -576,11 +580,11 @@ mod tests {
         // In the payload of the one record.
         file.write_all_at(b"damage", 24 + 24 + 32 + 10).unwrap();
         let service = open(folder.path());
-        let error = service.read_many_packed(&[digest]).await.unwrap_err();
+        let error = service.read_many_packed(&[digest], Packing::Stored).await.unwrap_err();
         assert!(matches!(&error, BlobError::Corrupt { .. }), "{error}");
         assert!(error.to_string().contains("in pack 00000001 at byte"), "{error}");
         assert!(!service.has(&digest).await.unwrap());
         service.put_bytes(bytes).await.unwrap();
-        assert!(service.read_many_packed(&[digest]).await.unwrap()[0].is_some());
+        assert!(service.read_many_packed(&[digest], Packing::Stored).await.unwrap()[0].is_some());
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count, check_small};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     chunking::Chunker,
     outboard::{Outboard, OutboardHasher},
@@ -127,8 +127,12 @@ impl BlobService for MemoryBlobService {
         digests.iter().map(read).collect()
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, mut source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -16,7 +16,7 @@ use super::{
     proof::{Proof, ProofCache, Prover},
 };
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, ChunkMeta, Digest, Packed, Packing,
     blob_service::{BlobSource, BlobStream},
     chunking::{CHUNK_MAX, Chunker},
     object_base::{
@@ -315,7 +315,11 @@ impl BlobService for ObjectStoreBlobService {
     }
 
     /// What is in the bucket is verified all the same, so that it is known where the damage is.
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        _: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
         let packed = |(frame, bytes): (Option<Bytes>, Bytes)| match frame {
             Some(frame) if frame.len() < bytes.len() => Packed::Frame { frame, size: bytes.len() },
             _ => Packed::Plain(bytes),

@@ -9,7 +9,7 @@ use cairn_telemetry::trace;
 use tracing::{Instrument as _, Span};
 
 use super::{Blob, BlobError, BlobService, BlobSource, BlobStat, BlobStream, ByteRange};
-use crate::{Digest, Packed};
+use crate::{Digest, Packed, Packing};
 
 /// See the module.
 #[derive(Debug)]
@@ -55,9 +55,13 @@ impl BlobService for TracedBlobService {
         self.inner.read_many(digests).instrument(self.span("blobs read_many")).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
         let span = self.span("blobs read_many_packed");
-        self.inner.read_many_packed(digests).instrument(span).await
+        self.inner.read_many_packed(digests, packing).instrument(span).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

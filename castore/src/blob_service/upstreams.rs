@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 
 use super::{HAS_MANY_DIGESTS, READ_MANY_BLOBS, check_count};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream},
     upstreams::{Found, Upstream, Upstreams},
 };
@@ -132,8 +132,12 @@ impl BlobService for UpstreamsBlobService {
         self.0.many(digests, Self::read_of).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 pub use self::folder::WholeFilesError;
 use self::folder::{Folder, Identity, Unfinished};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::{BlobSource, BlobStream},
 };
 
@@ -190,8 +190,12 @@ impl BlobService for WholeFileBlobService {
         self.inner.read_many(digests).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.inner.read_many_packed(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.inner.read_many_packed(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
-    DirectoryService, Packed,
+    DirectoryService, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
     directory_service::{DirectoryStream, memory::MemoryDirectoryService},
 };
@@ -160,8 +160,12 @@ impl BlobService for FarBlobs {
         Ok(blobs.into_iter().map(|blob| blob.map(|bytes| self.control.send(bytes))).collect())
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -12,7 +12,7 @@ use futures::{
 
 use super::content;
 use crate::{
-    Blob, BlobError, BlobService, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, ByteRange, Digest, Packed, Packing,
     blob_service::{
         BlobServiceExt as _, BlobSource, HAS_MANY_DIGESTS, READ_MANY_BLOBS, SMALL_BLOB_MAX,
     },
@@ -228,12 +228,15 @@ async fn read_many(service: &dyn BlobService) {
         expected.extend([bytes.clone(), None, bytes, Some(Bytes::new())]);
     }
     assert!(service.read_many(&digests).await.unwrap() == expected, "read_many gave other blobs");
-    let packed = service.read_many_packed(&digests).await.unwrap();
-    let is_frame = |packed: &Option<Packed>| matches!(packed, Some(Packed::Frame { .. }));
-    assert!(is_frame(&packed[2]), "what can be compressed is not packed");
-    assert_eq!(packed.iter().filter(|packed| is_frame(packed)).count(), 1);
-    let unpacked = packed.into_iter().map(|blob| blob.map(|packed| packed.unpack().unwrap()));
-    assert!(unpacked.eq(expected), "read_many_packed gave other blobs");
+    for packing in [Packing::Stored, Packing::All] {
+        let packed = service.read_many_packed(&digests, packing).await.unwrap();
+        let is_frame = |packed: &Option<Packed>| matches!(packed, Some(Packed::Frame { .. }));
+        let is_packed = is_frame(&packed[2]);
+        assert!(is_packed || packing == Packing::Stored, "what can be compressed is not packed");
+        assert_eq!(packed.iter().filter(|packed| is_frame(packed)).count(), usize::from(is_packed));
+        let unpacked = packed.into_iter().map(|blob| blob.map(|packed| packed.unpack().unwrap()));
+        assert!(unpacked.eq(expected.iter().cloned()), "read_many_packed gave other blobs");
+    }
 
     // More bytes than one message of any transport holds.
     let many: Vec<_> =
@@ -249,12 +252,13 @@ async fn read_many(service: &dyn BlobService) {
             Err(BlobError::TooLarge { digest, .. }) => assert_eq!(digest, large),
             other => panic!("{size} bytes through read_many gave {:?}", other.map(drop)),
         }
-        let packed = service.read_many_packed(&[large]).await;
+        let packed = service.read_many_packed(&[large], Packing::All).await;
         assert!(matches!(packed, Err(BlobError::TooLarge { .. })), "{size} bytes were packed");
     }
     let too_many = vec![Digest::EMPTY; READ_MANY_BLOBS + 1];
     assert!(matches!(service.read_many(&too_many).await, Err(BlobError::Invalid(_))));
-    assert!(matches!(service.read_many_packed(&too_many).await, Err(BlobError::Invalid(_))));
+    let packed = service.read_many_packed(&too_many, Packing::Stored).await;
+    assert!(matches!(packed, Err(BlobError::Invalid(_))));
 }
 
 async fn has_many(service: &dyn BlobService) {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    BlobError, BlobStat, ByteRange, Digest, Directory, DirectoryError, Packed,
+    BlobError, BlobStat, ByteRange, Digest, Directory, DirectoryError, Packed, Packing,
     blob_service::{
         Blob, BlobServiceExt as _, BlobSource, BlobStream, SMALL_BLOB_MAX,
         memory::MemoryBlobService,
@@ -471,8 +471,12 @@ impl BlobService for Bad {
         self.inner.read_many(digests).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, _: BlobSource) -> Result<BlobStat, BlobError> {

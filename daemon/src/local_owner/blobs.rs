@@ -6,7 +6,7 @@ use std::{fmt, fs::File, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::{BlobSource, BlobStream},
 };
 use futures::{StreamExt as _, stream};
@@ -47,8 +47,14 @@ impl BlobService for SharedBlobService {
         self.0.call(|store| async move { store.blobs.read_many(digests).await }).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.0.call(|store| async move { store.blobs.read_many_packed(digests).await }).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.0
+            .call(|store| async move { store.blobs.read_many_packed(digests, packing).await })
+            .await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

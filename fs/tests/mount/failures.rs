@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Node, Packed,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Node, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
 };
 use cairn_fs::file_system::{FileSystemOptions, Services};
@@ -58,8 +58,12 @@ impl BlobService for Odd {
         self.blobs.read_many(digests).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_castore::{
     Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Directory, DirectoryError,
-    DirectoryService, Name, Node, Packed,
+    DirectoryService, Name, Node, Packed, Packing,
     blob_service::{BlobServiceExt as _, BlobSource, BlobStream, memory::MemoryBlobService},
     directory_service::{DirectoryStream, memory::MemoryDirectoryService},
     roots::{Roots, RootsError},
@@ -146,8 +146,12 @@ impl BlobService for Remote {
         self.blobs.read_many(digests).await
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

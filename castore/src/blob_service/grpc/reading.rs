@@ -202,6 +202,7 @@ impl GrpcBlobService {
             let request = cairn::ReadManyRequest {
                 digests: asked.iter().map(|&digest| digest.into()).collect(),
                 takes_zstd: self.peer.is_far(),
+                takes_stored_zstd: true,
             };
             let messages = self.extended(self.peer.call(|| {
                 let (mut client, request) = (self.cairn_by_pieces(), request.clone());

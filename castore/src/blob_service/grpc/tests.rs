@@ -172,8 +172,12 @@ impl BlobService for Liar {
         Ok(blobs.into_iter().map(|blob| blob.map(|bytes| self.changed(bytes))).collect())
     }
 
-    async fn read_many_packed(&self, digests: &[Digest]) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests).await
+    async fn read_many_packed(
+        &self,
+        digests: &[Digest],
+        packing: Packing,
+    ) -> Result<Vec<Option<Packed>>, BlobError> {
+        self.read_many_and_pack(digests, packing).await
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {
@@ -379,8 +383,10 @@ async fn requests_are_answered_as_the_wire_says() {
 
     let mut cairn = client.cairn();
     let digests = vec![Bytes::from(digest); READ_MANY_BLOBS + 1];
-    let refused =
-        cairn.read_many(cairn::ReadManyRequest { digests, takes_zstd: false }).await.unwrap_err();
+    let refused = cairn
+        .read_many(cairn::ReadManyRequest { digests, ..Default::default() })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let blobs = vec![content("too large", SMALL_BLOB_MAX + 1)];
     let request = cairn::PutManyRequest { blobs, packed: Vec::new() };
