@@ -69,8 +69,8 @@ pub trait BlobService: fmt::Debug + fmt::Display + Send + Sync + 'static {
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError>;
 
     /// Like [`read_many`](Self::read_many), for whoever sends them on. What a service keeps in zstd
-    /// frames comes as it is, checked as its storage is and not against the digests: that is left to
-    /// whoever unpacks it.
+    /// frames comes as it is, and nothing need have been compared with its digest, as far as the service
+    /// has other means to know that it is what was stored: that is left to whoever unpacks it.
     async fn read_many_packed(
         &self,
         digests: &[Digest],

@@ -145,7 +145,7 @@ impl Near {
     pub fn keep(&self, records: Vec<Record>) {
         match &self.0.kept {
             Kept::Memory(kept) => {
-                for Record { kind, key, value } in records {
+                for Record { kind, key, value, .. } in records {
                     // A copy, since the bytes may be a part of a larger message.
                     kept.insert((kind, key), Bytes::copy_from_slice(&value));
                 }
@@ -313,7 +313,7 @@ mod tests {
         let near = Near::memory(BUDGET);
         let record = |number: u32| {
             let key = Digest::of(&number.to_le_bytes()).into();
-            Record { kind: Kind::Directory, key, value: vec![0; 1000].into() }
+            Record::new(Kind::Directory, key, vec![0; 1000].into())
         };
         let is_there = |number: &u32| {
             let Record { kind, key, .. } = record(*number);

@@ -56,6 +56,14 @@ impl Packed {
         spawn_blocking(|| many.into_iter().map(|bytes| bytes.map(Self::pack)).collect()).await
     }
 
+    /// How many bytes it says to have.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Plain(bytes) => bytes.len(),
+            Self::Frame { size, .. } => *size,
+        }
+    }
+
     /// The bytes; `None` if the frame is not one of so many.
     pub fn unpack(self) -> Option<Bytes> {
         match self {

@@ -202,14 +202,14 @@ impl LocalStore {
     /// durable. Waits while the queue is full.
     pub(crate) fn submit(&self, records: Vec<Record>) -> Result<Submitted, LocalError> {
         let mut encoded = Vec::with_capacity(records.len());
-        for Record { kind, key, value } in records {
+        for Record { kind, key, value, frame } in records {
             let key = parse_key(kind, &key)?;
             if !kind.is_replaced() && self.is_there(&key) {
                 continue;
             }
             let size = value.len();
             let too_large = LocalError::TooLarge { kind, size, max: VALUE_MAX };
-            encoded.push(Encoded::new(key, value).ok_or(too_large)?);
+            encoded.push(Encoded::new(key, value, frame).ok_or(too_large)?);
         }
         self.enqueue(encoded)
     }

@@ -294,11 +294,11 @@ impl BlobService for GrpcBlobService {
 
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError> {
         check_count(digests.len(), READ_MANY_BLOBS)?;
-        if let Some(blobs) = self.read_many_extended(digests).await? {
-            return Ok(blobs);
+        let one = |digest: &Digest, packed| self.unpacked(digest, packed);
+        match self.read_many_extended(digests, self.peer.is_far(), one).await? {
+            Some(blobs) => Ok(blobs),
+            None => self.read_many_small(digests).await,
         }
-        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
-        stream::iter(asked).buffered(FAN_OUT).try_collect().await
     }
 
     async fn read_many_packed(
@@ -306,7 +306,12 @@ impl BlobService for GrpcBlobService {
         digests: &[Digest],
         packing: Packing,
     ) -> Result<Vec<Option<Packed>>, BlobError> {
-        self.read_many_and_pack(digests, packing).await
+        check_count(digests.len(), READ_MANY_BLOBS)?;
+        let takes_zstd = packing == Packing::All || self.peer.is_far();
+        match self.read_many_extended(digests, takes_zstd, |_, packed| Ok(packed)).await? {
+            Some(blobs) => Ok(blobs),
+            None => self.read_many_and_pack(digests, packing).await,
+        }
     }
 
     async fn put(&self, source: BlobSource) -> Result<BlobStat, BlobError> {

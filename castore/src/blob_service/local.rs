@@ -339,11 +339,8 @@ impl Blobs {
     }
 
     fn put_many(&self, blobs: Vec<Blob>) -> Result<Submitted, BlobError> {
-        let record = |blob: Blob| Record {
-            kind: Kind::Chunk,
-            key: (*blob.digest()).into(),
-            value: blob.into_bytes(),
-        };
+        let record =
+            |blob: Blob| Record::new(Kind::Chunk, (*blob.digest()).into(), blob.into_bytes());
         let is_empty = |blob: &Blob| blob.bytes().is_empty();
         let records = blobs.into_iter().filter(|blob| !is_empty(blob)).map(record).collect();
         self.store.submit(records).map_err(|error| self.error(error))

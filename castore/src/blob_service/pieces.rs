@@ -34,15 +34,19 @@ pub(super) fn packed(packed: Packed) -> Piece {
     }
 }
 
+/// What is in a piece, as it came.
+pub(super) fn of_piece(piece: Piece) -> Result<Packed, InvalidPiece> {
+    let Piece { data, unpacked_size } = piece;
+    match unpacked_size as usize {
+        0 => Ok(Packed::Plain(data)),
+        size @ 1..=PIECE_LEN => Ok(Packed::Frame { frame: data, size }),
+        _ => Err(InvalidPiece),
+    }
+}
+
 /// The bytes of a piece.
 pub(super) fn unpacked(piece: Piece) -> Result<Bytes, InvalidPiece> {
-    let Piece { data, unpacked_size } = piece;
-    let packed = match unpacked_size as usize {
-        0 => Packed::Plain(data),
-        size @ 1..=PIECE_LEN => Packed::Frame { frame: data, size },
-        _ => return Err(InvalidPiece),
-    };
-    packed.unpack().ok_or(InvalidPiece)
+    of_piece(piece)?.unpack().ok_or(InvalidPiece)
 }
 
 /// Packs what comes, in its order, on threads that may take a while.

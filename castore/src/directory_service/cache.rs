@@ -88,7 +88,7 @@ impl CacheDirectoryService {
         let size = value.len();
         self.near.fetched(size);
         if size > 0 {
-            self.near.keep(vec![Record { kind: Kind::Directory, key: digest.into(), value }]);
+            self.near.keep(vec![Record::new(Kind::Directory, digest.into(), value)]);
         }
         size
     }

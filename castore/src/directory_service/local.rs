@@ -188,8 +188,7 @@ impl DirectoryService for LocalDirectoryService {
         // The one that may be the root, which is stored when all others are durable.
         let mut last: Option<(Digest, Record)> = None;
         while let Some((digest, directory)) = checked.try_next().await? {
-            let record =
-                Record { kind: Kind::Directory, key: digest.into(), value: directory.encode() };
+            let record = Record::new(Kind::Directory, digest.into(), directory.encode());
             let Some((_, before)) = last.replace((digest, record)) else { continue };
             bytes += before.value.len();
             batch.push(before);

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use cairn_telemetry::inventory::CACHE_DROPPED;
 use parking_lot::Mutex;
 
-use self::pending::{Pending, Work};
+use self::pending::{Pending, Value, Work};
 use super::{
     Kind, LIST_MAX, LocalError, LocalStore, Record, parse_key,
     purpose::Purpose,
@@ -290,10 +290,11 @@ impl Inner {
         }
     }
 
-    fn write(&self, batch: &[(Key, Option<Bytes>)]) -> Result<(), LocalError> {
-        let record = |(key, value): &(Key, Option<Bytes>)| {
-            let (kind, value) = (key.kind(), value.clone()?);
-            Some(Record { kind, key: Bytes::copy_from_slice(key.key()), value })
+    fn write(&self, batch: &[(Key, Option<Value>)]) -> Result<(), LocalError> {
+        let record = |(key, value): &(Key, Option<Value>)| {
+            let Value { bytes: value, frame } = value.clone()?;
+            let (kind, key) = (key.kind(), Bytes::copy_from_slice(key.key()));
+            Some(Record { kind, key, value, frame })
         };
         self.store.keep(batch.iter().filter_map(record).collect())?;
         let forgotten = batch.iter().filter(|(_, value)| value.is_none());

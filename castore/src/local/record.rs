@@ -83,6 +83,15 @@ pub struct Record {
     pub key: Bytes,
     /// At most [`VALUE_MAX`] bytes.
     pub value: Bytes,
+    /// The value in a zstd frame, from whoever has it in one already.
+    pub frame: Option<Bytes>,
+}
+
+impl Record {
+    /// What is to be stored; it is compressed where that is worth its while.
+    pub fn new(kind: Kind, key: Bytes, value: Bytes) -> Self {
+        Self { kind, key, value, frame: None }
+    }
 }
 
 /// A kind and the key of a record of that kind, in the order of the index.
@@ -260,14 +269,18 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// Compresses, on the calling thread, and adds the payload's checksum. `None` if the value is
-    /// larger than [`VALUE_MAX`].
-    pub(super) fn new(key: Key, value: Bytes) -> Option<Self> {
+    /// Compresses, on the calling thread, what comes in no frame that is shorter, and adds the
+    /// payload's checksum. `None` if the value is larger than [`VALUE_MAX`].
+    pub(super) fn new(key: Key, value: Bytes, frame: Option<Bytes>) -> Option<Self> {
         let raw = value.len();
         if raw > VALUE_MAX {
             return None;
         }
-        Some(match Packed::pack(value) {
+        let packed = match frame.filter(|frame| frame.len() < raw) {
+            Some(frame) => Packed::Frame { frame, size: raw },
+            None => Packed::pack(value),
+        };
+        Some(match packed {
             Packed::Frame { frame, .. } => Self::of_payload(key, Codec::Zstd, frame, raw),
             Packed::Plain(value) => Self::of_payload(key, Codec::Raw, value, raw),
         })
@@ -327,7 +340,7 @@ mod tests {
 
     fn roundtrip(value: &[u8]) -> Encoded {
         let key = Key::new(Kind::Nar, b"key").unwrap();
-        let mut encoded = Encoded::new(key, Bytes::copy_from_slice(value)).unwrap();
+        let mut encoded = Encoded::new(key, Bytes::copy_from_slice(value), None).unwrap();
         let bytes = Bytes::from(encoded.sealed(3, 70).concat());
         let header = Header::parse(&bytes, 3, 70).unwrap();
         assert_eq!(header.record_len(), bytes.len() as u64);

@@ -205,7 +205,7 @@ mod tests {
             let key = Key::new(Kind::Nar, &index.to_le_bytes()).unwrap();
             let mut value = vec![0; *size];
             blake3::Hasher::new().update(&index.to_le_bytes()).finalize_xof().fill(&mut value);
-            let mut record = Encoded::new(key, value.into()).unwrap();
+            let mut record = Encoded::new(key, value.into(), None).unwrap();
             file.write_all_at(&record.sealed(1, at).concat(), at).unwrap();
             starts.push(at);
             at += record.len() as u64;
@@ -254,11 +254,11 @@ mod tests {
     #[test]
     fn records_within_a_damaged_payload_do_not_count() {
         let key = Key::new(Kind::PathInfo, &[1; 20]).unwrap();
-        let mut inner = Encoded::new(key, b"spoofed"[..].into()).unwrap();
+        let mut inner = Encoded::new(key, b"spoofed"[..].into(), None).unwrap();
         let inner = inner.sealed(1, 24).concat();
         let file = tempfile::tempfile().unwrap();
         let outer = Key::new(Kind::Nar, b"outer").unwrap();
-        let mut outer = Encoded::new(outer, inner.into()).unwrap();
+        let mut outer = Encoded::new(outer, inner.into(), None).unwrap();
         let end = 24 + outer.len() as u64;
         file.write_all_at(&outer.sealed(1, 24).concat(), 24).unwrap();
         file.write_all_at(&[0], 24 + 4).unwrap();

@@ -121,7 +121,7 @@ mod tests {
 
     fn chunk(text: &str) -> Record {
         let value = Bytes::from(text.repeat(1000));
-        Record { kind: Kind::Chunk, key: Digest::of(&value).into(), value }
+        Record::new(Kind::Chunk, Digest::of(&value).into(), value)
     }
 
     #[test]

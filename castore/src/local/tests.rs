@@ -16,12 +16,12 @@ use crate::Digest;
 
 fn chunk(text: impl AsRef<[u8]>) -> Record {
     let value = Bytes::copy_from_slice(text.as_ref());
-    Record { kind: Kind::Chunk, key: Digest::of(&value).into(), value }
+    Record::new(Kind::Chunk, Digest::of(&value).into(), value)
 }
 
 fn path_info(key: u8, value: &str) -> Record {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    Record { kind: Kind::PathInfo, key: Bytes::from(vec![key; 20]), value }
+    Record::new(Kind::PathInfo, Bytes::from(vec![key; 20]), value)
 }
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -174,11 +174,11 @@ fn impossible_keys_and_values_are_refused() {
     let store = LocalStore::open(folder.path()).unwrap();
     for len in [0, 33] {
         assert!(matches!(store.get(Kind::Nar, &vec![0; len]), Err(LocalError::Key(_))));
-        let record = Record { kind: Kind::Nar, key: vec![0; len].into(), value: Bytes::new() };
+        let record = Record::new(Kind::Nar, vec![0; len].into(), Bytes::new());
         assert!(matches!(store.put(vec![record]), Err(LocalError::Key(_))));
     }
     let value = Bytes::from(vec![0; VALUE_MAX + 1]);
-    let record = Record { kind: Kind::Nar, key: Bytes::from("key"), value };
+    let record = Record::new(Kind::Nar, Bytes::from("key"), value);
     assert!(matches!(store.put(vec![record]), Err(LocalError::TooLarge { .. })));
 }
 

@@ -86,7 +86,7 @@ impl CachePathInfoService {
 
     fn keep(&self, info: &PathInfo) {
         let (key, value) = (self.key(info.store_path.hash()), info.to_proto().encode_to_vec());
-        self.near.keep(vec![Record { kind: Kind::PathInfo, key, value: value.into() }]);
+        self.near.keep(vec![Record::new(Kind::PathInfo, key, value.into())]);
     }
 
     /// The records that are near, as the contract has it for all.

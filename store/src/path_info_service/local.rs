@@ -54,7 +54,7 @@ impl LocalPathInfoStorage {
     }
 
     async fn put_record(&self, kind: Kind, key: &[u8], value: Bytes) -> Result<(), PathInfoError> {
-        let record = Record { kind, key: Bytes::copy_from_slice(key), value };
+        let record = Record::new(kind, Bytes::copy_from_slice(key), value);
         self.store.put_async(vec![record]).await.map_err(|error| self.error(error))
     }
 }

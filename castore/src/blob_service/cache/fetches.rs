@@ -13,7 +13,7 @@ use tokio::{
 use self::opened::Opened;
 use super::{NearBlobs, WHOLE_MAX};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest,
+    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
     blob_service::check_small,
     cache::{
         NotNear,
@@ -213,7 +213,7 @@ impl Fetches {
             bytes.extend_from_slice(&piece);
         }
         let blob = self.verified(digest, bytes.freeze())?;
-        self.near.keep_wholes(std::slice::from_ref(&blob));
+        self.near.keep_wholes([(blob.clone(), None)]);
         Ok(Some(blob.into_bytes()))
     }
 
@@ -223,7 +223,7 @@ impl Fetches {
         if digests.is_empty() {
             return;
         }
-        let blobs = match self.far.read_many(&digests).await {
+        let blobs = match self.far.read_many_packed(&digests, Packing::Stored).await {
             Ok(blobs) => blobs,
             Err(error) => {
                 let error = Arc::new(self.error(error, digests.first()));
@@ -231,15 +231,15 @@ impl Fetches {
                 return;
             }
         };
-        let verified = digests.iter().zip(blobs).map(|(digest, bytes)| match bytes {
+        let verified = digests.iter().zip(blobs).map(|(digest, packed)| match packed {
             None => Ok(None),
-            Some(bytes) => self.verified(digest, bytes).map(Some),
+            Some(packed) => self.unpacked(digest, packed).map(Some),
         });
-        let verified: Vec<Result<Option<Blob>, BlobError>> = verified.collect();
-        let blobs: Vec<Blob> = verified.iter().flatten().flatten().cloned().collect();
-        self.near.keep_wholes(&blobs);
+        let verified: Vec<Result<Option<_>, BlobError>> = verified.collect();
+        self.near.keep_wholes(verified.iter().flatten().flatten().cloned());
         for (landing, blob) in landings.into_iter().zip(verified) {
-            landing.land(blob.map(|blob| blob.map(Blob::into_bytes)).map_err(Arc::new));
+            landing
+                .land(blob.map(|blob| blob.map(|(blob, _)| blob.into_bytes())).map_err(Arc::new));
         }
     }
 
@@ -302,8 +302,26 @@ impl Fetches {
 
     fn verified(&self, digest: &Digest, bytes: Bytes) -> Result<Blob, BlobError> {
         self.near.store().fetched(bytes.len());
-        let wrong = || self.corrupt(digest, "other bytes came for it");
-        Blob::verified(*digest, bytes).ok_or_else(wrong)
+        Blob::verified(*digest, bytes).ok_or_else(|| self.wrong(digest))
+    }
+
+    /// What came packed, which nobody has verified, with the frame that it was in.
+    fn unpacked(
+        &self,
+        digest: &Digest,
+        packed: Packed,
+    ) -> Result<(Blob, Option<Bytes>), BlobError> {
+        let frame = match &packed {
+            Packed::Frame { frame, .. } => Some(frame.clone()),
+            Packed::Plain(_) => None,
+        };
+        let bytes = packed.unpack().ok_or_else(|| self.wrong(digest))?;
+        Ok((self.verified(digest, bytes)?, frame))
+    }
+
+    fn wrong(&self, digest: &Digest) -> BlobError {
+        crate::verification::failed_far(&self.far.to_string());
+        self.corrupt(digest, "other bytes came for it")
     }
 
     fn corrupt(&self, digest: &Digest, reason: &str) -> BlobError {

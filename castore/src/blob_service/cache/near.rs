@@ -240,28 +240,27 @@ impl NearBlobs {
         part
     }
 
-    /// Keeps whole blobs.
-    pub(super) fn keep_wholes(&self, blobs: &[Blob]) {
-        let record = |blob: &Blob| Record {
-            kind: Kind::Chunk,
-            key: (*blob.digest()).into(),
-            value: blob.bytes().clone(),
+    /// Keeps whole blobs, with the frames that they came in.
+    pub(super) fn keep_wholes(&self, blobs: impl IntoIterator<Item = (Blob, Option<Bytes>)>) {
+        let blobs = blobs.into_iter().filter(|(blob, _)| !blob.bytes().is_empty());
+        let record = |(blob, frame): (Blob, Option<Bytes>)| Record {
+            frame,
+            ..Record::new(Kind::Chunk, (*blob.digest()).into(), blob.into_bytes())
         };
-        let blobs = blobs.iter().filter(|blob| !blob.bytes().is_empty());
         self.0.store.keep(blobs.map(record).collect());
     }
 
     /// Keeps a proven group.
     pub(super) fn keep_group(&self, value: &[u8; 32], group: &Bytes) {
         let key = Bytes::copy_from_slice(value);
-        self.0.store.keep(vec![Record { kind: Kind::Group, key, value: group.clone() }]);
+        self.0.store.keep(vec![Record::new(Kind::Group, key, group.clone())]);
     }
 
     /// Keeps what is known of a blob that is not one record, if it can be proven by it.
     pub(super) fn keep_stat(&self, stat: &BlobStat) {
         let value = encode_stat(stat);
         if decode_stat(&stat.digest, &value).as_ref() == Some(stat) {
-            self.0.store.keep(vec![Record { kind: Kind::Blob, key: stat.digest.into(), value }]);
+            self.0.store.keep(vec![Record::new(Kind::Blob, stat.digest.into(), value)]);
         }
     }
 }

@@ -11,9 +11,13 @@ use tonic::{Status, Streaming};
 
 use super::{GrpcBlobService, check_small};
 use crate::{
-    Blob, BlobError, ChunkMeta, Digest,
-    blob_service::{BlobStream, pieces::unpacked, proof::Proof},
-    grpc::{RETRIES, back_off},
+    Blob, BlobError, ChunkMeta, Digest, Packed,
+    blob_service::{
+        BlobStream,
+        pieces::{InvalidPiece, of_piece, unpacked},
+        proof::Proof,
+    },
+    grpc::{FAN_OUT, RETRIES, back_off},
     outboard::verify::{covering, verified},
 };
 
@@ -189,11 +193,14 @@ impl GrpcBlobService {
         pieces.map(|piece| piece.flatten()).map_err(error).boxed()
     }
 
-    /// Small blobs by `cairn.v1`, or `None` if the peer does not have it.
-    pub(super) async fn read_many_extended(
+    /// Small blobs by `cairn.v1`, each made by `one` of what came for it. `None` if the peer does not
+    /// have it.
+    pub(super) async fn read_many_extended<T>(
         &self,
         digests: &[Digest],
-    ) -> Result<Option<Vec<Option<Bytes>>>, BlobError> {
+        takes_zstd: bool,
+        one: impl Fn(&Digest, Packed) -> Result<T, BlobError>,
+    ) -> Result<Option<Vec<Option<T>>>, BlobError> {
         let what = "read many blobs";
         let mut read = Vec::with_capacity(digests.len());
         let mut attempt = 0;
@@ -201,7 +208,7 @@ impl GrpcBlobService {
             let asked = &digests[read.len()..];
             let request = cairn::ReadManyRequest {
                 digests: asked.iter().map(|&digest| digest.into()).collect(),
-                takes_zstd: self.peer.is_far(),
+                takes_zstd,
                 takes_stored_zstd: true,
             };
             let messages = self.extended(self.peer.call(|| {
@@ -228,7 +235,8 @@ impl GrpcBlobService {
                         let message = "the peer sent more blobs than it was asked for";
                         return Err(self.error(Status::internal(message), None, what));
                     };
-                    read.push(self.one_of_many(digest, blob)?);
+                    let packed = self.one_of_many(digest, blob)?;
+                    read.push(packed.map(|packed| one(digest, packed)).transpose()?);
                 }
             }
             if read.len() > before {
@@ -244,26 +252,43 @@ impl GrpcBlobService {
         Ok(Some(read))
     }
 
+    /// What came for a small blob: not more than one has.
     fn one_of_many(
         &self,
         digest: &Digest,
         blob: cairn::read_many_response::Blob,
-    ) -> Result<Option<Bytes>, BlobError> {
+    ) -> Result<Option<Packed>, BlobError> {
         let cairn::read_many_response::Blob { present, data, unpacked_size } = blob;
         if !present {
-            return Ok((*digest == Digest::EMPTY).then(Bytes::new));
+            return Ok((*digest == Digest::EMPTY).then(|| Packed::Plain(Bytes::new())));
         }
-        let bytes = unpacked(cairn::Piece { data, unpacked_size });
-        let bytes = bytes.map_err(|error| self.corrupt(digest, &error.to_string()))?;
-        check_small(digest, bytes.len() as u64)?;
+        let packed = of_piece(cairn::Piece { data, unpacked_size });
+        let packed = packed.map_err(|error| self.corrupt(digest, &error.to_string()))?;
+        check_small(digest, packed.size() as u64)?;
+        Ok(Some(packed))
+    }
+
+    /// The bytes of what came for a blob.
+    pub(super) fn unpacked(&self, digest: &Digest, packed: Packed) -> Result<Bytes, BlobError> {
+        let bytes = packed.unpack();
+        let bytes = bytes.ok_or_else(|| self.corrupt(digest, &InvalidPiece.to_string()))?;
         match Blob::verified(*digest, bytes) {
-            Some(blob) => Ok(Some(blob.into_bytes())),
+            Some(blob) => Ok(blob.into_bytes()),
             None => Err(self.corrupt(digest, "other bytes came for it")),
         }
     }
 
+    /// Small blobs by the plain wire.
+    pub(super) async fn read_many_small(
+        &self,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<Bytes>>, BlobError> {
+        let asked: Vec<_> = digests.iter().map(|&digest| self.read_small(digest)).collect();
+        stream::iter(asked).buffered(FAN_OUT).try_collect().await
+    }
+
     /// A small blob by the plain wire.
-    pub(super) async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
+    async fn read_small(&self, digest: Digest) -> Result<Option<Bytes>, BlobError> {
         if digest == Digest::EMPTY {
             return Ok(Some(Bytes::new()));
         }

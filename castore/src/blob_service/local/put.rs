@@ -95,7 +95,7 @@ pub(super) async fn put(blobs: &Arc<Blobs>, mut source: BlobSource) -> Result<Bl
     }
     let stat = BlobStat { digest, size, chunks: put.chunks, outboard: Some(outboard) };
     let (stat, submitted) = step(blobs, move |blobs| {
-        let record = Record { kind: Kind::Blob, key: digest.into(), value: encode_stat(&stat) };
+        let record = Record::new(Kind::Blob, digest.into(), encode_stat(&stat));
         Ok((stat, blobs.checked(blobs.store.submit(vec![record]))?))
     })
     .await?;
@@ -142,7 +142,7 @@ impl StreamPut {
         let digest = Digest::of(&chunk);
         self.chunks.push(ChunkMeta { digest, size: chunk.len() as u64 });
         self.batch_bytes += chunk.len();
-        self.batch.push(Record { kind: Kind::Chunk, key: digest.into(), value: chunk });
+        self.batch.push(Record::new(Kind::Chunk, digest.into(), chunk));
         if self.batch_bytes >= PUT_BATCH_BYTES { self.submit(blobs) } else { Ok(()) }
     }
 

@@ -47,9 +47,16 @@ struct State {
     is_closed: bool,
 }
 
+/// The value of a record, and the frame that it is in where it came in one.
+#[derive(Clone)]
+pub(super) struct Value {
+    pub(super) bytes: Bytes,
+    pub(super) frame: Option<Bytes>,
+}
+
 struct Entry {
     /// `None` if the key is to be forgotten.
-    value: Option<Bytes>,
+    value: Option<Value>,
     /// A writer has it.
     is_taken: bool,
     /// It is another value than the one that the writer has.
@@ -62,14 +69,15 @@ impl Entry {
     }
 }
 
-fn size(value: Option<&Bytes>) -> usize {
-    value.map_or(0, Bytes::len) + OVERHEAD
+fn size(value: Option<&Value>) -> usize {
+    let size = |value: &Value| value.bytes.len() + value.frame.as_ref().map_or(0, Bytes::len);
+    value.map_or(0, size) + OVERHEAD
 }
 
 /// What a writer is to do.
 pub(super) enum Work {
     /// Write these, and forget those without a value.
-    Write(Vec<(Key, Option<Bytes>)>),
+    Write(Vec<(Key, Option<Value>)>),
     /// Nothing came for a while.
     Nothing,
     /// End: nothing is left.
@@ -83,7 +91,9 @@ impl Pending {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.state.lock().entries.get(key).map(|entry| entry.value.clone())
+        let state = self.state.lock();
+        let entry = state.entries.get(key)?;
+        Some(entry.value.as_ref().map(|value| value.bytes.clone()))
     }
 
     /// Takes records; how many of them there was no room for.
@@ -91,13 +101,15 @@ impl Pending {
         let mut state = self.state.lock();
         let is_paused = state.paused_until.is_some_and(|until| Instant::now() < until);
         let mut dropped = 0;
-        for Record { kind, key, value } in records {
+        for Record { kind, key, value: bytes, frame } in records {
             let Ok(key) = parse_key(kind, &key) else { continue };
             let is_coming = |entry: &Entry| entry.value.is_some() && !kind.is_replaced();
             if state.entries.get(&key).is_some_and(is_coming) {
                 continue;
             }
-            if is_paused || state.is_closed || state.bytes + value.len() > PENDING_BYTES {
+            let value = Value { bytes, frame };
+            let is_full = state.bytes + size(Some(&value)) > PENDING_BYTES;
+            if is_paused || state.is_closed || is_full {
                 dropped += 1;
                 continue;
             }
@@ -202,7 +214,7 @@ impl fmt::Debug for Pending {
 }
 
 impl State {
-    fn set(&mut self, key: Key, value: Option<Bytes>) {
+    fn set(&mut self, key: Key, value: Option<Value>) {
         self.bytes += size(value.as_ref());
         match self.entries.get_mut(&key) {
             Some(entry) => {

@@ -20,12 +20,12 @@ fn noise(seed: u64, len: usize) -> Bytes {
 
 fn chunk(seed: u64, len: usize) -> Record {
     let value = noise(seed, len);
-    Record { kind: Kind::Chunk, key: Digest::of(&value).into(), value }
+    Record::new(Kind::Chunk, Digest::of(&value).into(), value)
 }
 
 fn path_info(value: &str) -> Record {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    Record { kind: Kind::PathInfo, key: vec![1; 20].into(), value }
+    Record::new(Kind::PathInfo, vec![1; 20].into(), value)
 }
 
 fn get(cache: &LocalCache, record: &Record) -> Option<Bytes> {
@@ -72,6 +72,31 @@ fn what_is_kept_is_there_at_once_and_later() {
         assert_eq!(get(&cache, record).as_ref(), Some(&record.value));
     }
     assert!(matches!(LocalCache::open(folder.path(), CACHE_MIN), Err(LocalError::Locked(_))));
+}
+
+#[test]
+fn what_comes_in_a_frame_is_written_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = LocalCache::open(folder.path(), CACHE_MIN).unwrap();
+    // Another one than would be made here.
+    let value = Bytes::from((0..10_000).map(|n| format!("line {n}\n")).collect::<String>());
+    let frame = Bytes::from(zstd::bulk::compress(&value, 19).unwrap());
+    let own = Record::new(Kind::Chunk, Digest::of(&value).into(), value.clone());
+    let came = Record { frame: Some(frame.clone()), ..own.clone() };
+    cache.keep(vec![came]);
+    assert_eq!(get(&cache, &own).as_ref(), Some(&value), "at once");
+    settle(&cache);
+    assert_eq!(get(&cache, &own).as_ref(), Some(&value), "when it is written");
+    let stored = cache.inner.store.stored_len(Kind::Chunk, &own.key).unwrap().unwrap();
+    assert!((frame.len() as u64..frame.len() as u64 + 100).contains(&stored), "{stored}");
+    // One that spares nothing.
+    let value = noise(1, 5000);
+    let longer = Bytes::from(zstd::bulk::compress(&value, 1).unwrap());
+    assert!(longer.len() >= value.len());
+    let own = Record::new(Kind::Chunk, Digest::of(&value).into(), value.clone());
+    cache.keep(vec![Record { frame: Some(longer), ..own.clone() }]);
+    settle(&cache);
+    assert_eq!(get(&cache, &own), Some(value));
 }
 
 #[test]

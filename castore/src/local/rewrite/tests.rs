@@ -25,11 +25,11 @@ fn noise(seed: u64, len: usize) -> Bytes {
 /// Takes 1056 bytes in a pack.
 fn chunk(seed: u64) -> Record {
     let value = noise(seed, 1000);
-    Record { kind: Kind::Chunk, key: Digest::of(&value).into(), value }
+    Record::new(Kind::Chunk, Digest::of(&value).into(), value)
 }
 
 fn path_info(value: &'static str) -> Record {
-    Record { kind: Kind::PathInfo, key: vec![1; 20].into(), value: Bytes::from(value) }
+    Record::new(Kind::PathInfo, vec![1; 20].into(), Bytes::from(value))
 }
 
 fn get(store: &LocalStore, record: &Record) -> Option<Bytes> {

@@ -90,7 +90,7 @@ impl Fetches {
             }
             Shape::Whole => {
                 let blob = self.verified(digest, opened.bytes.clone())?;
-                self.near.keep_wholes(&[blob]);
+                self.near.keep_wholes([(blob, None)]);
             }
             Shape::Groups(outboard) => self.keep_first(outboard, wanted.start, &opened.bytes)?,
             // Read through.
@@ -120,8 +120,8 @@ impl Fetches {
         self.near.store().fetched(bytes.len());
         for (index, group) in (start / GROUP_LEN as u64..).zip(bytes.chunks(GROUP_LEN)) {
             let value = outboard.group(index).filter(|_| outboard.verify_group(index, group));
-            let wrong = || self.corrupt(outboard.digest(), "other bytes came for it");
-            self.near.keep_group(value.ok_or_else(wrong)?, &bytes.slice_ref(group));
+            let value = value.ok_or_else(|| self.wrong(outboard.digest()))?;
+            self.near.keep_group(value, &bytes.slice_ref(group));
         }
         Ok(())
     }
