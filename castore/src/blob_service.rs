@@ -68,9 +68,9 @@ pub trait BlobService: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// [`BlobError::TooLarge`].
     async fn read_many(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, BlobError>;
 
-    /// Like [`read_many`](Self::read_many), for whoever sends them on. What a service keeps in zstd
-    /// frames comes as it is, and nothing need have been compared with its digest, as far as the service
-    /// has other means to know that it is what was stored: that is left to whoever unpacks it.
+    /// Like [`read_many`](Self::read_many), for whoever sends or keeps them: what a service has in zstd
+    /// frames comes in them. Nothing need have been compared with its digest: that is left to whoever
+    /// unpacks it.
     async fn read_many_packed(
         &self,
         digests: &[Digest],

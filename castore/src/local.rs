@@ -14,8 +14,6 @@ use cairn_telemetry::inventory::Source;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::Packed;
-
 use self::{
     commit::{Batch, Committer, Queue},
     eviction::Eviction,
@@ -26,6 +24,7 @@ use self::{
     reopen::IndexState,
     room::Room,
 };
+use crate::Packed;
 
 pub mod cache;
 mod commit;
