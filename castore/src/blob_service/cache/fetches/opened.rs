@@ -81,13 +81,10 @@ impl Fetches {
             Err(BlobError::Corrupt { .. }) => return Ok(Some(Opened::new(&stat, 0, Bytes::new()))),
             Err(error) => return Err(error),
         };
-        let opened = Opened::new(&stat, wanted.start, bytes);
-        self.near.keep_stat(&stat);
+        let mut opened = Opened::new(&stat, wanted.start, bytes);
         match &opened.shape {
             // A part of a whole proves nothing.
-            Shape::Whole if wanted.start > 0 || wanted.is_empty() => {
-                return Ok(Some(Opened::new(&stat, 0, Bytes::new())));
-            }
+            Shape::Whole if wanted.start > 0 || wanted.is_empty() => opened.bytes = Bytes::new(),
             Shape::Whole => {
                 let blob = self.verified(digest, opened.bytes.clone())?;
                 self.near.keep_wholes([(blob, None)]);
@@ -96,6 +93,8 @@ impl Fetches {
             // Read through.
             Shape::Unproven => {}
         }
+        // The last, since who finds it looks for the bytes behind it.
+        self.near.keep_stat(&stat);
         Ok(Some(opened))
     }
 
