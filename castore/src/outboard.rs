@@ -77,15 +77,25 @@ impl Outboard {
 
     /// Whether these are the bytes of the group that starts at `index * GROUP_LEN`.
     pub fn verify_group(&self, index: u64, bytes: &[u8]) -> bool {
+        self.verify_parts(index, &[bytes])
+    }
+
+    /// Whether these are, one behind the other.
+    pub fn verify_parts<P: AsRef<[u8]>>(&self, index: u64, parts: &[P]) -> bool {
         let start = index.saturating_mul(GROUP_LEN as u64);
         let expected = self.size.saturating_sub(start).min(GROUP_LEN as u64);
-        if bytes.len() as u64 != expected {
+        if parts.iter().map(|part| part.as_ref().len() as u64).sum::<u64>() != expected {
             return false;
         }
-        if self.groups.is_empty() {
-            return index == 0 && Digest::of(bytes) == self.digest;
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(start);
+        for part in parts {
+            hasher.update(part.as_ref());
         }
-        self.group(index) == Some(&group_value(start, bytes))
+        match self.group(index) {
+            Some(value) => *value == hasher.finalize_non_root(),
+            None => self.groups.is_empty() && index == 0 && self.digest == hasher.finalize().into(),
+        }
     }
 }
 
@@ -143,10 +153,6 @@ impl OutboardHasher {
         };
         Outboard { digest, size, groups: self.groups }
     }
-}
-
-fn group_value(start: u64, bytes: &[u8]) -> ChainingValue {
-    blake3::Hasher::new().set_input_offset(start).update(bytes).finalize_non_root()
 }
 
 /// The digest of two or more groups.

@@ -25,7 +25,7 @@ use crate::{
     },
     outboard::{
         Outboard, OutboardHasher,
-        verify::{covering, verified},
+        verify::{covering, verified_in_pieces},
     },
 };
 
@@ -272,7 +272,7 @@ impl ObjectStoreBlobService {
         }
         let digest = *proof.outboard.digest();
         let bytes = self.chunk_bytes(digest, &proof.chunks, covering(&range));
-        verified(proof.outboard.clone(), range, bytes, self.base.url().clone())
+        verified_in_pieces(proof.outboard.clone(), range, bytes, self.base.url().clone())
     }
 }
 

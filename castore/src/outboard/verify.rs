@@ -4,8 +4,8 @@
 use std::{ops::Range, sync::Arc};
 
 use async_stream::try_stream;
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, TryStreamExt as _};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::{GROUP_LEN, Outboard};
 use crate::{BlobError, blob_service::BlobStream};
@@ -23,50 +23,85 @@ pub fn covering(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The bytes of a range, out of a stream that starts with the first group of [`covering`] and may
-/// be longer: each group is verified before a byte of it is handed on. `range` lies within the
-/// blob; `from` is who sent the bytes, as it displays.
+/// be longer: each group is verified before a byte of it is handed on, and is then one item. `range`
+/// lies within the blob; `from` is who sent the bytes, as it displays.
 ///
 /// Holds one group and the piece that came last.
 pub fn verified(
     outboard: Arc<Outboard>,
     range: Range<u64>,
-    mut bytes: BlobStream,
+    bytes: BlobStream,
     from: Arc<str>,
 ) -> BlobStream {
+    groups(outboard, range, bytes, from).map_ok(whole).boxed()
+}
+
+/// The same without a copy: each group is handed on in the pieces that it came in.
+pub fn verified_in_pieces(
+    outboard: Arc<Outboard>,
+    range: Range<u64>,
+    bytes: BlobStream,
+    from: Arc<str>,
+) -> BlobStream {
+    let pieces = |pieces: Vec<Bytes>| stream::iter(pieces.into_iter().map(Ok));
+    groups(outboard, range, bytes, from).map_ok(pieces).try_flatten().boxed()
+}
+
+/// The parts of a range that lie in each group, in pieces, of which none is empty.
+fn groups(
+    outboard: Arc<Outboard>,
+    range: Range<u64>,
+    mut bytes: BlobStream,
+    from: Arc<str>,
+) -> impl Stream<Item = Result<Vec<Bytes>, BlobError>> + Send {
     try_stream! {
         let mut start = group_start(range.start);
         let mut piece = Bytes::new();
-        let mut partial = BytesMut::new();
         while start < range.end {
             let length = outboard.size().saturating_sub(start).min(GROUP_LEN as u64) as usize;
-            let group = loop {
-                // Whole groups are handed on without a copy.
-                if partial.is_empty() && piece.len() >= length {
-                    break piece.split_to(length);
+            let (mut group, mut missing) = (Vec::new(), length);
+            while missing > 0 {
+                if piece.is_empty() {
+                    piece = match bytes.try_next().await? {
+                        Some(piece) => piece,
+                        None => Err(corrupt(&outboard, &from, "the bytes end before the blob does"))?,
+                    };
                 }
-                partial.reserve(length - partial.len());
-                let taken = piece.len().min(length - partial.len());
-                partial.extend_from_slice(&piece.split_to(taken));
-                if partial.len() == length {
-                    break partial.split().freeze();
-                }
-                piece = match bytes.try_next().await? {
-                    Some(piece) => piece,
-                    None => Err(corrupt(&outboard, &from, "the bytes end before the blob does"))?,
-                };
-            };
+                let part = piece.split_to(piece.len().min(missing));
+                missing -= part.len();
+                group.push(part);
+            }
             let index = start / GROUP_LEN as u64;
-            if !outboard.verify_group(index, &group) {
+            if !outboard.verify_parts(index, &group) {
                 let reason = format!("the {length} bytes at {start} are wrong");
                 Err(corrupt(&outboard, &from, &reason))?;
             }
             let skipped = range.start.saturating_sub(start) as usize;
             let wanted = (range.end - start).min(length as u64) as usize;
-            yield group.slice(skipped..wanted);
+            yield within(group, skipped..wanted);
             start += length as u64;
         }
     }
-    .boxed()
+}
+
+/// A range of what is in pieces.
+fn within(pieces: Vec<Bytes>, range: Range<usize>) -> Vec<Bytes> {
+    let mut start = 0;
+    let part = |piece: Bytes| {
+        let end = start + piece.len();
+        let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
+        let part = piece.slice(from - start..to - start);
+        start = end;
+        (!part.is_empty()).then_some(part)
+    };
+    pieces.into_iter().filter_map(part).collect()
+}
+
+fn whole(mut pieces: Vec<Bytes>) -> Bytes {
+    match &mut pieces[..] {
+        [piece] => std::mem::take(piece),
+        pieces => pieces.concat().into(),
+    }
 }
 
 fn corrupt(outboard: &Outboard, from: &str, reason: &str) -> BlobError {
@@ -76,7 +111,7 @@ fn corrupt(outboard: &Outboard, from: &str, reason: &str) -> BlobError {
 
 #[cfg(test)]
 mod tests {
-    use futures::{FutureExt as _, stream};
+    use futures::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -92,11 +127,26 @@ mod tests {
         hasher.update(bytes);
         let outboard = Arc::new(hasher.finish());
         let sent = sent.slice(covering(&range).start as usize..);
-        let pieces: Vec<_> = sent.chunks(piece).map(|piece| Ok(sent.slice_ref(piece))).collect();
-        let pieces = stream::iter(pieces).boxed();
-        let read = verified(outboard, range, pieces, "test".into());
-        let parts: Vec<Bytes> = read.try_collect().now_or_never().expect("nothing waits")?;
-        Ok(parts.concat())
+        let pieces: Vec<_> = sent.chunks(piece).map(|piece| sent.slice_ref(piece)).collect();
+        let read = |verified: fn(Arc<Outboard>, Range<u64>, BlobStream, Arc<str>) -> BlobStream| {
+            let pieces = stream::iter(pieces.clone().into_iter().map(Ok)).boxed();
+            let read = verified(outboard.clone(), range.clone(), pieces, "test".into());
+            let parts = read.try_collect::<Vec<Bytes>>();
+            let parts = parts.now_or_never().expect("nothing waits")?;
+            assert!(parts.iter().all(|part| !part.is_empty()));
+            Ok::<_, BlobError>(parts)
+        };
+        let groups = read(verified);
+        let in_pieces = read(verified_in_pieces);
+        assert_eq!(groups.is_ok(), in_pieces.is_ok());
+        if let (Ok(groups), Ok(in_pieces)) = (&groups, &in_pieces) {
+            assert!(groups.concat() == in_pieces.concat());
+            let covered = covering(&range);
+            let count =
+                (covered.end.min(bytes.len() as u64) - covered.start).div_ceil(GROUP_LEN as u64);
+            assert_eq!(groups.len() as u64, if range.is_empty() { 0 } else { count });
+        }
+        Ok(groups?.concat())
     }
 
     proptest! {

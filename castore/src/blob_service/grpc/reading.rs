@@ -18,7 +18,7 @@ use crate::{
         proof::Proof,
     },
     grpc::{FAN_OUT, RETRIES, back_off},
-    outboard::verify::{covering, verified},
+    outboard::verify::{covering, verified_in_pieces},
 };
 
 impl GrpcBlobService {
@@ -41,7 +41,7 @@ impl GrpcBlobService {
         let groups = groups.start..groups.end.min(proof.size());
         let digest = *proof.outboard.digest();
         let bytes = self.resumed(digest, proof.chunks.clone(), groups, first);
-        verified(proof.outboard.clone(), range, bytes, self.peer.url().clone())
+        verified_in_pieces(proof.outboard.clone(), range, bytes, self.peer.url().clone())
     }
 
     /// The peer's bytes of a range, not verified. A connection that breaks is made again, and
