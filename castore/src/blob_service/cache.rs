@@ -226,7 +226,7 @@ impl BlobService for CacheBlobService {
             return self.read_kept(shape, digest, range).await;
         }
         let opened = self.fetches.open(digest, range).await?.ok_or(BlobError::NotFound(asked))?;
-        let range = range.within(opened.size);
+        let range = range.within(opened.stat.size);
         let first = opened.first(&range);
         let start = range.start + first.len() as u64;
         let rest = ByteRange { offset: start, length: range.end - start };

@@ -7,13 +7,13 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinError,
+    task::{JoinError, spawn_blocking},
 };
 
 use self::opened::Opened;
 use super::{NearBlobs, WHOLE_MAX};
 use crate::{
-    Blob, BlobError, BlobService, BlobStat, ByteRange, Digest, Packed, Packing,
+    Blob, BlobError, BlobService, ByteRange, Digest, Packed, Packing,
     blob_service::check_small,
     cache::{
         NotNear,
@@ -38,7 +38,6 @@ type ContentLanding = Landing<Wanted, Option<Bytes>, BlobError>;
 pub(super) struct Fetches {
     near: NearBlobs,
     far: Arc<dyn BlobService>,
-    stats: Flights<Digest, Option<Arc<BlobStat>>, BlobError>,
     opened: Flights<Digest, Option<Arc<Opened>>, BlobError>,
     contents: Flights<Wanted, Option<Bytes>, BlobError>,
     requests: Arc<Semaphore>,
@@ -47,36 +46,12 @@ pub(super) struct Fetches {
 impl Fetches {
     pub(super) fn new(near: NearBlobs, far: Arc<dyn BlobService>) -> Self {
         let requests = Arc::new(Semaphore::new(REQUESTS));
-        let (stats, opened, contents) =
-            (Flights::default(), Flights::default(), Flights::default());
-        Self { near, far, stats, opened, contents, requests }
+        let (opened, contents) = (Flights::default(), Flights::default());
+        Self { near, far, opened, contents, requests }
     }
 
     pub(super) fn far(&self) -> &dyn BlobService {
         &*self.far
-    }
-
-    /// What the far side says of a blob. `None` if it is not there.
-    pub(super) async fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, BlobError> {
-        let (passenger, landing) = self.stats.board(digest);
-        if let Some(landing) = landing {
-            self.near.store().miss(1);
-            let fetches = self.clone();
-            depart(async move {
-                let _turn = fetches.turn().await;
-                let digest = *landing.key();
-                match fetches.far.stat(&digest).await {
-                    Ok(stat) => {
-                        if let Some(stat) = &stat {
-                            fetches.near.keep_stat(stat);
-                        }
-                        landing.land(Ok(stat.map(Arc::new)));
-                    }
-                    Err(error) => landing.land(Err(fetches.error(error, Some(&digest)).into())),
-                }
-            });
-        }
-        Ok(self.outcome(passenger).await?.map(|stat| (*stat).clone()))
     }
 
     /// A blob that is kept whole. `None` if it is not there.
@@ -231,15 +206,22 @@ impl Fetches {
                 return;
             }
         };
-        let verified = digests.iter().zip(blobs).map(|(digest, packed)| match packed {
-            None => Ok(None),
-            Some(packed) => self.unpacked(digest, packed).map(Some),
+        // Takes a processor for a while where there are many.
+        let fetches = self.clone();
+        let unpacking = spawn_blocking(move || {
+            let unpacked = digests.iter().zip(blobs).map(|(digest, packed)| match packed {
+                None => Ok(None),
+                Some(packed) => fetches.unpacked(digest, packed).map(Some),
+            });
+            let unpacked: Vec<Result<Option<_>, BlobError>> = unpacked.collect();
+            fetches.near.keep_wholes(unpacked.iter().flatten().flatten().cloned());
+            unpacked
         });
-        let verified: Vec<Result<Option<_>, BlobError>> = verified.collect();
-        self.near.keep_wholes(verified.iter().flatten().flatten().cloned());
-        for (landing, blob) in landings.into_iter().zip(verified) {
-            landing
-                .land(blob.map(|blob| blob.map(|(blob, _)| blob.into_bytes())).map_err(Arc::new));
+        // Dropped where the runtime ends, so that nobody waits for them.
+        let Ok(unpacked) = unpacking.await else { return };
+        for (landing, blob) in landings.into_iter().zip(unpacked) {
+            let bytes = blob.map(|blob| blob.map(|(blob, _)| blob.into_bytes()));
+            landing.land(bytes.map_err(Arc::new));
         }
     }
 

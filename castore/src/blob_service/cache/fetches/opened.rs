@@ -17,16 +17,16 @@ use crate::{
 /// What came of asking for a blob.
 #[derive(Debug)]
 pub(in super::super) struct Opened {
+    pub(in super::super) stat: BlobStat,
     pub(in super::super) shape: Shape,
-    pub(in super::super) size: u64,
     /// Bytes of it from `start` on.
     start: u64,
     bytes: Bytes,
 }
 
 impl Opened {
-    fn new(stat: &BlobStat, start: u64, bytes: Bytes) -> Self {
-        Self { shape: Shape::of(stat), size: stat.size, start, bytes }
+    fn new(stat: BlobStat, start: u64, bytes: Bytes) -> Self {
+        Self { shape: Shape::of(&stat), stat, start, bytes }
     }
 
     /// What has come from the start of a range on.
@@ -41,6 +41,15 @@ impl Opened {
 }
 
 impl Fetches {
+    /// What the far side says of a blob. `None` if it is not there.
+    pub(in super::super) async fn stat(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<BlobStat>, BlobError> {
+        let opened = self.open(digest, ByteRange { offset: 0, length: 0 }).await?;
+        Ok(opened.map(|opened| opened.stat.clone()))
+    }
+
     /// Asks for a blob, of which a range is wanted. `None` if it is not there. Of a range that is
     /// long, or of which another's is under way, only a part may come, or nothing.
     pub(in super::super) async fn open(
@@ -71,17 +80,17 @@ impl Fetches {
         // Somebody may just have fetched it.
         let asked = *digest;
         if let Ok(Some(stat)) = self.near.blocking(move |near| near.stat(&asked)).await {
-            return Ok(Some(Opened::new(&stat, 0, Bytes::new())));
+            return Ok(Some(Opened::new(stat, 0, Bytes::new())));
         }
         let (stat, bytes) = tokio::join!(self.far.stat(digest), self.read_first(digest, &wanted));
         let Some(stat) = stat? else { return Ok(None) };
         let bytes = match bytes {
             Ok(bytes) => bytes,
             // Others may want what is sound of it.
-            Err(BlobError::Corrupt { .. }) => return Ok(Some(Opened::new(&stat, 0, Bytes::new()))),
+            Err(BlobError::Corrupt { .. }) => return Ok(Some(Opened::new(stat, 0, Bytes::new()))),
             Err(error) => return Err(error),
         };
-        let mut opened = Opened::new(&stat, wanted.start, bytes);
+        let mut opened = Opened::new(stat, wanted.start, bytes);
         match &opened.shape {
             // A part of a whole proves nothing.
             Shape::Whole if wanted.start > 0 || wanted.is_empty() => opened.bytes = Bytes::new(),
@@ -94,7 +103,7 @@ impl Fetches {
             Shape::Unproven => {}
         }
         // The last, since who finds it looks for the bytes behind it.
-        self.near.keep_stat(&stat);
+        self.near.keep_stat(&opened.stat);
         Ok(Some(opened))
     }
 
