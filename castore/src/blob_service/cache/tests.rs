@@ -201,6 +201,8 @@ async fn what_the_far_side_spoils_is_neither_kept_nor_handed_on() {
     let (small, bytes) = put(&far, "small", 1000).await;
     let (whole, whole_bytes) = put(&far, "whole", 300_000).await;
     let (large, large_bytes) = put(&far, "large", 2_000_000).await;
+    let repetitive = Bytes::from(b"again ".repeat(1000));
+    let framed = far.blobs.put_bytes(repetitive.clone()).await.unwrap();
     far.control.lies.store(true, SeqCst);
     let corrupt = |digest: Digest, error: BlobError| {
         assert!(matches!(&error, BlobError::Corrupt { digest: named, .. } if *named == digest));
@@ -208,14 +210,16 @@ async fn what_the_far_side_spoils_is_neither_kept_nor_handed_on() {
     };
     for _ in 0..2 {
         corrupt(small, service.read_many(&[small]).await.unwrap_err());
+        corrupt(framed, service.read_many(&[framed]).await.unwrap_err());
         corrupt(small, service.read_to_bytes(&small, ByteRange::ALL).await.unwrap_err());
         corrupt(whole, service.read_to_bytes(&whole, range(5, 5)).await.unwrap_err());
         corrupt(large, service.read_to_bytes(&large, range(5, 5)).await.unwrap_err());
         assert!(service.read_local(&small, ByteRange::ALL).is_none());
+        assert!(service.read_local(&framed, ByteRange::ALL).is_none());
         assert!(service.read_local(&large, range(5, 5)).is_none());
     }
     far.control.lies.store(false, SeqCst);
-    assert!(service.read_many(&[small]).await.unwrap() == [Some(bytes)]);
+    assert!(service.read_many(&[small, framed]).await.unwrap() == [Some(bytes), Some(repetitive)]);
     assert!(service.read_to_bytes(&whole, ByteRange::ALL).await.unwrap() == whole_bytes);
     assert!(service.read_to_bytes(&large, ByteRange::ALL).await.unwrap() == large_bytes);
 }

@@ -4,9 +4,12 @@ use tonic::{Response, service::Routes};
 
 use super::*;
 use crate::{
-    blob_service::{SMALL_BLOB_MAX, grpc_server::BlobServer, memory::MemoryBlobService},
+    blob_service::{
+        SMALL_BLOB_MAX, grpc_server::BlobServer, local::LocalBlobService, memory::MemoryBlobService,
+    },
     conformance::{self, content},
     grpc::test_server::{Listen, TestServer},
+    local::LocalStore,
     outboard::GROUP_LEN,
 };
 
@@ -398,4 +401,18 @@ async fn requests_are_answered_as_the_wire_says() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     let refused = cairn.put(stream::iter([no_frame])).await.unwrap_err();
     assert_eq!(refused.code(), Code::Aborted, "like any stream that can't be read");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_near_gets_frames_where_they_are_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalBlobService::new(LocalStore::open(folder.path()).unwrap());
+    let repetitive = Bytes::from(b"again ".repeat(1000));
+    let digest = store.put_bytes(repetitive.clone()).await.unwrap();
+    let server = BlobServer::new(Arc::new(store));
+    let server = TestServer::start(Listen::Tcp, Routes::new(server.into_cairn_service())).await;
+    let client = GrpcBlobService::new(server.peer());
+    let packed = client.read_many_packed(&[digest], Packing::Stored).await.unwrap();
+    assert!(matches!(&packed[..], [Some(Packed::Frame { size: 6000, .. })]), "{packed:?}");
+    assert_eq!(client.read_many(&[digest]).await.unwrap(), [Some(repetitive)]);
 }
